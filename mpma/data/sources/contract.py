@@ -1,0 +1,89 @@
+"""What a source is: one archive layout, read as the publisher gives it.
+
+Decisions: a source first lists (reads tables, never pixels) and then loads item by item, so that the
+listing stays small and cheap while loading runs on any number of processes; an item that cannot be
+kept is returned as a `Rejection` with a reason code, never raised; identifiers are the publisher's
+own here and are hashed by the ingest, after the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Item:
+    """One candidate pair as listed: everything but the pixels."""
+
+    pair_id: str
+    """Unique in the source (the publisher's image id)."""
+    patient_id: str
+    """The publisher's patient id; the unit of the split."""
+    study_id: str
+    """The publisher's study id."""
+    report: str
+    """Whole report text as given, UTF-8; may be empty (quality decides)."""
+    path: str = ""
+    """Image file relative to the source's root, or a description of the row that embeds it."""
+    locator: Mapping[str, Any] = field(default_factory=dict)
+    """What `load_image` needs to find the bytes (plain picklable values)."""
+    findings: str | None = None
+    """Given findings section; None: parse it from the report."""
+    impression: str | None = None
+    """Given impression section; None: parse it from the report."""
+    view: str = "unknown"
+    """One of `mpma.data.pairs.VIEWS`."""
+    labels: tuple[str, ...] | None = None
+    """None: not labelled; empty: nothing found."""
+    split: str | None = None
+    """`train`, `val` or `test` where the source gives one; None: drawn by patient."""
+    license: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Optional and extra columns (`mask`, `questions`, the table's own), kept as they are."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A candidate that is not kept: goes to quarantine.parquet."""
+
+    path: str
+    pair_id: str
+    reason: str
+    """A code of `mpma.data.quality.REASONS`."""
+    detail: str = ""
+    """Numbers or names only, never report text."""
+
+
+class Source(Protocol):
+    """One archive layout. Instances are picklable; they hold paths and options, no open files."""
+
+    name: str
+
+    def assumptions(self) -> list[str]:
+        """What was recognised or assumed, one line each, printed before the work starts."""
+        ...
+
+    def items(self) -> Iterable[Item | Rejection]:
+        """List every candidate, reading tables and report files but no pixels.
+
+        Raises `UserError` where the root is not this layout (naming what was looked for).
+        """
+        ...
+
+    def load_image(self, item: Item) -> bytes:
+        """The encoded image file of an item, as stored.
+
+        Raises OSError or KeyError where it is missing, `UnreadableImage` where it is refused.
+        """
+        ...
+
+
+class UnreadableImage(Exception):
+    """An image that is refused before or while decoding; `reason` is a quarantine code."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

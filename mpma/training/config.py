@@ -1,0 +1,108 @@
+"""Settings of the training run, its validation and its pictures. Torch-free, so that it loads fast."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mpma.strict import StrictConfig
+
+
+class TrainingConfig(StrictConfig):
+    """Optimisation, hardware and what is kept."""
+
+    steps: int = Field(default=1000, ge=1, le=100_000_000)
+    """Optimiser steps of the run. May grow when a run is continued."""
+    batch_size: int = Field(default=256, ge=2, le=1_048_576)
+    """Pairs of one optimiser step, over all workers."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Pairs that one worker holds at a time; the contrastive batch stays whole by feature caching and
+    replay. None: the worker's whole share."""
+    seed: int = Field(default=0, ge=0, le=2**62)
+    """Seed of initial weights, order, crops and masks."""
+    workers: int = Field(default=1, ge=1, le=4096)
+    """Training processes; divides data.lanes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU per worker where the cluster has that many, else CPU; the choice is printed."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where the device has it in hardware (GPU), fp32 on CPU; losses are in fp32 always."""
+    threads_per_worker: int | None = Field(default=None, ge=1, le=256)
+    """CPU threads of one worker. None: the machine's cores over its workers."""
+    learning_rate_per_256: float = Field(default=1.5e-4, gt=0.0, le=1.0)
+    """Peak learning rate for a batch of 256; scaled linearly with training.batch_size."""
+    warmup_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the steps with a linearly rising rate; a cosine to final_learning_rate_fraction follows."""
+    final_learning_rate_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Learning rate of the last step over the peak."""
+    weight_decay: float = Field(default=0.05, ge=0.0, le=1.0)
+    """AdamW's decay; none on norms, biases, positions, memory and temperature."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """AdamW's first moment decay."""
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """AdamW's second moment decay."""
+    gradient_clip: float = Field(default=1.0, gt=0.0, le=1e6)
+    """Largest global gradient norm, after weighting."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How several workers share the model. fsdp2 needs GPUs and is not run in the project's own tests."""
+    compile: bool = False
+    """torch.compile the model."""
+    gradient_checkpointing: bool = False
+    """Recompute encoder activations in the backward pass: less memory, about a third more time."""
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1, le=10_000)
+    """Newest checkpoints that are kept."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    gradient_norms_every_steps: int = Field(default=0, ge=0)
+    """Steps between measurements of each loss term's gradient norm on the shared trunk. 0: never."""
+    initial_checkpoint: str | None = None
+    """A checkpoint directory whose weights start a NEW run."""
+    max_failures: int = Field(default=3, ge=0, le=1000)
+    """Restarts of the worker group after a worker dies."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TrainingConfig:
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"training.batch_size {self.batch_size} is not a multiple of training.workers {self.workers}"
+            )
+        share = self.batch_size // self.workers
+        if self.micro_batch_size is not None and share % self.micro_batch_size:
+            raise ValueError(
+                f"training.micro_batch_size {self.micro_batch_size} does not divide a worker's share {share}"
+            )
+        return self
+
+
+class ValidationConfig(StrictConfig):
+    """Validation on held-out patients with the full image and the whole report."""
+
+    every_steps: int = Field(default=200, ge=1)
+    """Steps between validations; step 0 and the last step are always validated."""
+    gallery_size: int = Field(default=1000, ge=2, le=100_000)
+    """Most pairs of the retrieval gallery: one per patient, distinct reports where there are enough."""
+    loss_pairs: int = Field(default=64, ge=2, le=4096)
+    """Pairs of the fixed batch on which losses are reported at the reference masks."""
+    reference_image_mask_ratio: float = Field(default=0.75, ge=0.05, le=0.95)
+    """Image masking of the reference losses."""
+    reference_report_mask_ratio: float = Field(default=0.5, ge=0.05, le=0.95)
+    """Report masking of the reference losses."""
+    probe_train_pairs: int = Field(default=5000, ge=10, le=100_000)
+    """Most training pairs that the linear probe is fitted on."""
+    visual_gain_pairs: int = Field(default=256, ge=2, le=10_000)
+    """Most pairs on which visual gain is measured. """
+    batch_size: int = Field(default=64, ge=1, le=4096)
+    """Pairs embedded at a time."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of gallery, masks and derangement, independent of training.seed so that runs compare."""
+
+
+class PicturesConfig(StrictConfig):
+    """Pictures of original, masked and reconstructed images, written into the run directory only."""
+
+    enabled: bool | None = None
+    """None: on for phantom pairs, off for real ones (pixels are confidential)."""
+    pairs: int = Field(default=6, ge=1, le=64)
+    """Validation pairs that are drawn."""
