@@ -1,0 +1,135 @@
+"""The batch: what the model is given, and nothing it has to compute on the host.
+
+Decisions: every random choice (crop, hidden patches, hidden words) is already made here, so a step
+needs no generator and no boolean selection, which would wait for the device. Masked report tokens
+come as flat row numbers padded to one of few capacities, and the token axis to one of four lengths,
+so that compiled code sees few shapes. Counts that the host needs are Python integers.
+
+Shape letters: B pairs, S pixels of the crop's side, P patches, T tokens, C capacity of masked rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+IGNORED_TARGET: Final = -100
+"""Target of a padding row of `masked_rows`; cross-entropy's own default for "leave out"."""
+
+_CAPACITY_STEPS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B image-report pairs with their crops and masks drawn."""
+
+    pixels: Tensor
+    """uint8 [B,1,S,S]: the crop, S = image.size * target_scale."""
+    patch_order: Tensor
+    """int64 [B,P]: a permutation of the patches per pair; the first `visible` are seen by the encoder."""
+    visible: int
+    """V, patches that stay visible: round(P * (1 - ratio))."""
+    token_ids: Tensor
+    """int64 [B,T]: the whole report."""
+    attention: Tensor
+    """bool [B,T]: True on tokens, False on padding."""
+    word_index: Tensor
+    """int64 [B,T]: number of the word a piece belongs to, -1 on special tokens and padding."""
+    masked_token_ids: Tensor
+    """int64 [B,T]: `token_ids` with every piece of the hidden words replaced by the mask token."""
+    masked_rows: Tensor
+    """int64 [C]: ascending flat indices into B*T of the hidden pieces; padding rows point at 0."""
+    masked_targets: Tensor
+    """int64 [C]: token ids at `masked_rows`; -100 on padding rows."""
+    masked_count: int
+    """Rows of `masked_rows` that are real; they stand first."""
+    report_hash: Tensor
+    """int64 [B]: equal for pairs whose normalised reports are equal."""
+    study_hash: Tensor
+    """int64 [B]: equal for pairs of one study."""
+    position: Tensor
+    """int64 [B]: the pair's row in its split, which with the epoch names every random choice."""
+    epoch: Tensor
+    """int64 [B]: pass over the data that this occurrence of the pair belongs to."""
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`; asynchronous from pinned memory with `non_blocking`."""
+        return replace(
+            self, **{name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()}
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (needs a GPU)."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Pairs [start, stop) with `masked_rows` counted from the slice's first token.
+
+        Meant for host tensors (micro-batches are cut before they move to the device): how many
+        masked rows fall into the slice is read on the host.
+        """
+        size, length = self.token_ids.shape
+        if not 0 <= start < stop <= size:
+            raise ValueError(f"slice [{start}, {stop}) of a batch of {size} pairs")
+        rows = self.masked_rows[: self.masked_count]
+        bounds = torch.tensor([start * length, stop * length], device=rows.device)
+        first, last = torch.searchsorted(rows, bounds).tolist()
+        masked_rows, masked_targets = padded_rows(
+            rows[first:last] - start * length, self.masked_targets[first:last], stop - start, length
+        )
+        per_pair = {
+            name: value[start:stop]
+            for name, value in self._tensors()
+            if name not in ("masked_rows", "masked_targets")
+        }
+        per_pair.update(masked_rows=masked_rows, masked_targets=masked_targets)
+        return replace(self, **per_pair, masked_count=last - first)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return [(name, value) for name, value in values if isinstance(value, Tensor)]
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """The pairs of `batches` one after another; all must have the same T, S, P and V.
+
+    Raises ValueError where they differ.
+    """
+    first = batches[0]
+    shapes = {(batch.pixels.shape[1:], batch.patch_order.shape[1], batch.visible) for batch in batches}
+    lengths = {batch.token_ids.shape[1] for batch in batches}
+    if len(shapes) != 1 or len(lengths) != 1:
+        raise ValueError(f"batches of different shapes: pixels and patches {shapes}, tokens {lengths}")
+    length, offset = lengths.pop(), 0
+    rows, targets = [], []
+    for batch in batches:
+        rows.append(batch.masked_rows[: batch.masked_count] + offset * length)
+        targets.append(batch.masked_targets[: batch.masked_count])
+        offset += len(batch)
+    masked_rows, masked_targets = padded_rows(torch.cat(rows), torch.cat(targets), offset, length)
+    names = [name for name, _ in first._tensors() if name not in ("masked_rows", "masked_targets")]
+    joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+    joined.update(masked_rows=masked_rows, masked_targets=masked_targets)
+    return replace(first, **joined, masked_count=sum(batch.masked_count for batch in batches))
+
+
+def masked_capacity(count: int, pairs: int, length: int) -> int:
+    """C for `count` masked rows among pairs * length tokens: a multiple of a sixteenth of them, never 0."""
+    unit = -(-pairs * length // _CAPACITY_STEPS)
+    return max(1, -(-count // unit)) * unit
+
+
+def padded_rows(rows: Tensor, targets: Tensor, pairs: int, length: int) -> tuple[Tensor, Tensor]:
+    """int64 [count] rows and targets -> both int64 [C], padded with row 0 and target -100."""
+    padding = masked_capacity(rows.shape[0], pairs, length) - rows.shape[0]
+    return (
+        torch.cat([rows, rows.new_zeros(padding)]),
+        torch.cat([targets, targets.new_full((padding,), IGNORED_TARGET)]),
+    )
