@@ -1,0 +1,47 @@
+"""What every program of this folder shares at the terminal.
+
+Decisions: a mistake the user can mend is one line and a hint with exit code 2; a job that failed is
+one line with where to look and exit code 1; Ctrl-C is 130; only a defect of this software shows a
+traceback, and then without the values of local variables, which may hold report text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from mpma.errors import JobError, UserError
+
+
+def program(help_text: str) -> typer.Typer:
+    """A typer application with this project's habits; the single command is its callback."""
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Run a typer application and turn its failures into lines and exit codes."""
+    try:
+        main()
+    except UserError as error:
+        report(error)
+        sys.exit(1 if isinstance(error, JobError) else 2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def report(error: UserError) -> None:
+    """Print the one line of an error, and its hint."""
+    print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {' '.join(error.hint.split())}", file=sys.stderr)
