@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class Item:
@@ -40,6 +42,8 @@ class Item:
     split: str | None = None
     """`train`, `val` or `test` where the source gives one; None: drawn by patient."""
     license: str = ""
+    source: str = ""
+    """Where the pair comes from, where the archive itself says so per row; empty: the source's name."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Optional and extra columns (`mask`, `questions`, the table's own), kept as they are."""
 
@@ -72,6 +76,13 @@ class Source(Protocol):
         """
         ...
 
+    def extra_schema(self) -> pa.Schema:
+        """Arrow fields of `Item.extra`, in the order they are to be stored; empty where there are none.
+
+        No name of `PAIR_SCHEMA` is among them; a field named as one of `OPTIONAL_FIELDS` has its type.
+        """
+        ...
+
     def load_image(self, item: Item) -> bytes:
         """The encoded image file of an item, as stored.
 
@@ -87,3 +98,7 @@ class UnreadableImage(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+        # Exceptions cross process borders by pickle, which would otherwise rebuild from the message.
+        return type(self), (self.reason, self.detail)
