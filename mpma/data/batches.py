@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ class Batch:
     study_hash: Tensor
     """int64 [B]: equal for pairs of one study."""
     position: Tensor
-    """int64 [B]: the pair's row in its split, which with the epoch names every random choice."""
+    """int64 [B]: place in the endless sample order (step * batch size + place in the global batch); with
+    the seed and the epoch it names every random choice. In validation: the pair's row."""
     epoch: Tensor
     """int64 [B]: pass over the data that this occurrence of the pair belongs to."""
 
@@ -61,13 +62,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; asynchronous from pinned memory with `non_blocking`."""
-        return replace(
-            self, **{name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()}
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors()
+        }
+        return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (needs a GPU)."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._tensors()}
+        return replace(self, **pinned)
 
     def slice(self, start: int, stop: int) -> Batch:
         """Pairs [start, stop) with `masked_rows` counted from the slice's first token.
@@ -84,7 +87,7 @@ class Batch:
         masked_rows, masked_targets = padded_rows(
             rows[first:last] - start * length, self.masked_targets[first:last], stop - start, length
         )
-        per_pair = {
+        per_pair: dict[str, Any] = {
             name: value[start:stop]
             for name, value in self._tensors()
             if name not in ("masked_rows", "masked_targets")
@@ -115,7 +118,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         offset += len(batch)
     masked_rows, masked_targets = padded_rows(torch.cat(rows), torch.cat(targets), offset, length)
     names = [name for name, _ in first._tensors() if name not in ("masked_rows", "masked_targets")]
-    joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+    joined: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
     joined.update(masked_rows=masked_rows, masked_targets=masked_targets)
     return replace(first, **joined, masked_count=sum(batch.masked_count for batch in batches))
 
