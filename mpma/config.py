@@ -72,8 +72,10 @@ class ExperimentConfig(StrictConfig):
         weights = self.loss_weights
         if not any(value for _, value in weights):
             raise ValueError("loss_weights: at least one weight must be above 0")
-        if weights.image_reconstruction and not self.image.mask_ratio and not (
-            weights.report_reconstruction or weights.global_alignment or weights.local_alignment
+        if (
+            weights.image_reconstruction
+            and not self.image.mask_ratio
+            and not (weights.report_reconstruction or weights.global_alignment or weights.local_alignment)
         ):
             raise ValueError("image.mask_ratio 0 leaves the only weighted loss without work")
         return self
@@ -129,7 +131,9 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+            )
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -299,7 +303,12 @@ def to_yaml(config: ExperimentConfig, origins: Mapping[str, str] | None = None) 
                 lines.append(f"{'  ' * indent}{key}:")
                 write(value, dotted + ".", indent + 1)
                 continue
-            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+            text = (
+                yaml.safe_dump(value, default_flow_style=True, width=10_000)
+                .strip()
+                .removesuffix("...")
+                .strip()
+            )
             line = f"{'  ' * indent}{key}: {text}"
             lines.append(f"{line}  # {origins.get(dotted, 'default')}" if origins else line)
 

@@ -56,7 +56,9 @@ class ImageConfig(StrictConfig):
     @model_validator(mode="after")
     def _sizes_fit(self) -> ImageConfig:
         if self.size % self.patch_size:
-            raise ValueError(f"image.size {self.size} is not a multiple of image.patch_size {self.patch_size}")
+            raise ValueError(
+                f"image.size {self.size} is not a multiple of image.patch_size {self.patch_size}"
+            )
         if self.crop_scale_min > self.crop_scale_max:
             raise ValueError("image.crop_scale_min is above image.crop_scale_max")
         if self.decoder_width % self.decoder_heads or (self.decoder_width // 4) * 4 != self.decoder_width:
@@ -114,9 +116,7 @@ class MemoryConfig(StrictConfig):
     @model_validator(mode="after")
     def _top_k_fits(self) -> MemoryConfig:
         if self.kind == "shared" and self.top_k * 2 > self.resolved_slots:
-            raise ValueError(
-                f"memory.top_k {self.top_k} is above half of memory.slots {self.resolved_slots}"
-            )
+            raise ValueError(f"memory.top_k {self.top_k} is above half of memory.slots {self.resolved_slots}")
         return self
 
     @property

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What was tested; LOCK= (empty) installs the newest versions that pyproject.toml admits.
+LOCK ?= requirements.lock
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       train a demo model on synthetic pairs (installs what it needs first)"
+	@echo "make test       the fast tests and all checks"
+	@echo "make test-slow  kills, several workers, long training"
+	@echo "make bench      the benchmarks, one JSON line per figure"
+	@echo "make setup      only the virtual environment"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(wildcard $(LOCK))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --progress-bar off $(if $(LOCK),--constraint $(LOCK)) --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m orchestration.pretrain --config recipes/demo.yaml --name demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)
+
+bench: setup
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.streams
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,331 @@
+"""The training loop of one worker: the same code for one worker and for many, with or without Ray.
+
+Decisions: everything that decides a number is a function of the step, so a run continued from a
+checkpoint repeats the unbroken run bit for bit on CPU. At a step that is due for both, validation and
+the lines of metrics.jsonl come before the checkpoint, whose marker therefore vouches for them. Losses
+stay on the device between log lines; whether they are finite is asked of the device only there and
+before a checkpoint, so no step waits for it and no damaged weights are ever saved. What the loop has
+to say goes to `Events`; terminal, TensorBoard and Ray's metrics hang there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mpma.config import ExperimentConfig
+from mpma.data.batches import Batch
+from mpma.errors import JobError
+from mpma.training import checkpoint as checkpoints
+from mpma.training.metrics_log import MetricsLog
+from mpma.training.optimizer import (
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from mpma.training.parallel import average_over_workers, load_whole, model_tensors, unwrap, wrap
+from mpma.training.run_directory import RunDirectory, config_hash
+from mpma.training.schedule import learning_rate
+from mpma.training.step import LOSS_NAMES, training_step
+
+StepNumber = int
+
+
+class Stream(Protocol):
+    """Batches of one worker in the order of steps."""
+
+    wait_seconds: float
+    """Seconds that the loop has waited for batches so far."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def close(self) -> None: ...
+
+
+class Validator(Protocol):
+    """Validation on held-out patients; called on every rank, equal result on each."""
+
+    def run(self, model: Any, step: int) -> dict[str, float]: ...
+
+
+class Events(Protocol):
+    """Where the loop reports; rank 0 alone has listeners."""
+
+    def note(self, text: str) -> None:
+        """A line for the person: what was chosen and why, what was refused."""
+
+    def line(self, values: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, as it was written."""
+
+    def progress(self, step: int) -> None:
+        """A step is done."""
+
+
+class Silent:
+    """Events of the ranks that do not speak."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def line(self, values: dict[str, Any]) -> None:
+        pass
+
+    def progress(self, step: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker needs to train."""
+
+    config: ExperimentConfig
+    run: RunDirectory
+    data_fingerprint: str
+    train_pairs: int
+    device: torch.device
+    rank: int
+    world: int
+    precision: str
+    """`fp32` or `bf16`."""
+    build_model: Callable[[], tuple[Any, dict[str, Any]]]
+    """Makes the model and what must be known to build it anew; deterministic in the configuration."""
+    build_validator: Callable[[], Validator]
+    open_stream: Callable[[StepNumber], Stream]
+    """Batches from a step on."""
+    draw_pictures: Callable[[Any, int], None] | None = None
+    """Writes the pictures of a step; None: none are wanted."""
+    stop_asked: Callable[[], bool] = lambda: False
+    """Whether this process was told to end (Ctrl-C, SIGTERM, time limit)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended."""
+
+    step: int
+    finished: bool
+    """False: it was told to stop, saved and ended early."""
+
+
+class TrainingLoop:
+    """One worker's run from its newest checkpoint to the end, or to where it is told to stop."""
+
+    def __init__(self, task: Task, events: Events | None = None) -> None:
+        self.task = task
+        self.config = task.config
+        self.events: Events = events or Silent()
+        self.model, self.model_facts = task.build_model()
+        self.step = 0
+        restored = self._restore_weights()
+        self.module = wrap(self.model.to(task.device), self.config, task.device, task.world)
+        self.bare = unwrap(self.module)
+        self.optimizer = build_optimizer(
+            self.bare.named_parameters(),
+            self.bare.no_weight_decay_names(),
+            self.config.training,
+            fused=self.config.training.parallel == "ddp",
+        )
+        if restored is not None:
+            if self.config.training.parallel == "fsdp2":
+                load_whole(self.bare, restored.model)
+            load_optimizer_tensors(self.optimizer, self.bare.named_parameters(), restored.optimizer)
+        self.stepper = torch.compile(self.module) if self.config.training.compile else self.module
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=task.device)
+        self.log: MetricsLog | None = None
+
+    def run(self) -> Outcome:
+        """Train. Raises `JobError` where a loss is not finite or the disk is full."""
+        task, training = self.task, self.config.training
+        validator = task.build_validator()
+        if task.rank == 0:
+            self.log = MetricsLog(task.run.folder, self.step)
+        try:
+            if self.step == 0:
+                self._validate(validator)
+            with contextlib.closing(task.open_stream(self.step)) as stream:
+                outcome = self._steps(stream, validator)
+            if outcome.finished and task.rank == 0:
+                task.run.mark_finished(training.steps, {})
+            return outcome
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _steps(self, stream: Stream, validator: Validator) -> Outcome:
+        training, task = self.config.training, self.task
+        interval = _Interval(stream, self.step)
+        while self.step < training.steps:
+            batch = next(stream).to(task.device, non_blocking=True)
+            set_learning_rate(self.optimizer, learning_rate(self.step, self.config))
+            result = training_step(
+                self.stepper,
+                self.bare,
+                self.optimizer,
+                batch,
+                self.config,
+                self.step,
+                task.rank,
+                task.precision,
+            )
+            self.step += 1
+            bad = ~torch.isfinite(result.total + result.gradient_norm)
+            self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, self.step, self.first_bad_step)
+            self.events.progress(self.step)
+
+            last = self.step == training.steps
+            log_due = last or self.step % training.log_every_steps == 0
+            validation_due = last or self.step % self.config.validation.every_steps == 0
+            checkpoint_due = last or self.step % training.checkpoint_every_steps == 0
+            stop = self._stop_agreed(log_due)
+            if log_due or checkpoint_due or stop:
+                self._check_finite()
+            if log_due:
+                self._write_line(batch, result, interval)
+            if validation_due:
+                with interval.paused():
+                    self._validate(validator)
+            if checkpoint_due or stop:
+                with interval.paused():
+                    self._save()
+            if stop and not last:
+                return Outcome(self.step, finished=False)
+        return Outcome(self.step, finished=True)
+
+    # -- what happens now and then ---------------------------------------------------------------
+
+    def _write_line(self, batch: Batch, result: Any, interval: _Interval) -> None:
+        task, training = self.task, self.config.training
+        names = [name for name in LOSS_NAMES if result.losses.get(name) is not None]
+        raw = torch.stack([result.total.float(), *(result.losses[name].float() for name in names)]).detach()
+        raw = average_over_workers(raw, task.world)
+        extra = sorted(result.diagnostics)
+        values = torch.stack(
+            [result.gradient_norm.float(), *(result.diagnostics[name].detach().float() for name in extra)]
+        )
+        numbers = torch.cat([raw, values.to(raw.device)]).tolist()
+        seconds, waited, steps = interval.take(self.step)
+        line: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.step * training.batch_size / task.train_pairs, 4),
+            "pairs_seen": self.step * training.batch_size,
+            "loss/total": numbers[0],
+            **{f"loss/{name}": value for name, value in zip(names, numbers[1:], strict=False)},
+            "learning_rate": learning_rate(self.step - 1, self.config),
+            "gradient_norm": numbers[len(raw)],
+            **dict(zip(extra, numbers[len(raw) + 1 :], strict=True)),
+            "image_mask_ratio": 1 - batch.visible / batch.patch_order.shape[1],
+            "pairs_per_second": round(steps * training.batch_size / max(seconds, 1e-9), 2),
+            "data_wait_fraction": round(waited / max(seconds, 1e-9), 4),
+        }
+        self._say(line)
+
+    def _validate(self, validator: Validator) -> None:
+        values = validator.run(self.bare, self.step)
+        self._say({"step": self.step, **values})
+        if self.task.rank == 0 and self.task.draw_pictures is not None:
+            self.task.draw_pictures(self.bare, self.step)
+
+    def _say(self, line: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(line)
+            self.events.line(line)
+
+    def _check_finite(self) -> None:
+        first = self.first_bad_step
+        if self.task.world > 1:
+            first = first.clone()
+            torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MAX)
+        if int(first) >= 0:
+            names = checkpoints.list_checkpoints(self.task.run.checkpoints)
+            good = names[-1] if names else "none was written yet"
+            raise JobError(
+                f"step {int(first)}: a loss or gradient is not finite; last good checkpoint: {good}",
+                "a lower training.learning_rate_per_256 or a longer training.warmup_fraction usually helps",
+            )
+
+    def _stop_agreed(self, asked_of_all: bool) -> bool:
+        """Whether every worker stops now. Several workers can only agree together, at log steps."""
+        if self.task.world == 1:
+            return self.task.stop_asked()
+        if not asked_of_all:
+            return False
+        mine = self.task.stop_asked() or (self.task.rank == 0 and self.task.run.stop_requested())
+        flag = torch.tensor(int(mine), device=self.task.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        task, training = self.task, self.config.training
+        sharded = training.parallel == "fsdp2"
+        if not sharded and task.rank != 0:
+            return
+        weights = model_tensors(self.bare)
+        moments = optimizer_tensors(self.optimizer, self.bare.named_parameters())
+        if task.rank != 0:
+            return
+        assert self.log is not None
+        self.log.sync()
+        checkpoints.write_checkpoint(
+            task.run.checkpoints,
+            checkpoints.CheckpointState(
+                step=self.step,
+                position=self.step * training.batch_size,
+                world_size=task.world,
+                config_hash=config_hash(self.config),
+                data_fingerprint=task.data_fingerprint,
+                model=self.model_facts,
+            ),
+            weights,
+            moments,
+            keep=training.keep_checkpoints,
+        )
+
+    def _restore_weights(self) -> checkpoints.Checkpoint | None:
+        warn = self.events.note
+        newest = checkpoints.read_newest(self.task.run.checkpoints, warn)
+        if newest is not None:
+            checkpoints.load_model_tensors(self.model, newest.model, newest.name)
+            self.step = newest.state.step
+            warn(f"continuing at step {self.step} from checkpoint {newest.name}")
+            return newest
+        start = self.config.training.initial_checkpoint
+        if start is not None:
+            from mpma.data.storage import open_storage
+
+            given = checkpoints.read_checkpoint(open_storage(start), parts=(checkpoints.MODEL_FILE,))
+            checkpoints.load_model_tensors(self.model, given.model, start)
+            warn(f"starting from the weights of step {given.state.step} in training.initial_checkpoint")
+        return None
+
+
+class _Interval:
+    """Wall time and waiting between two log lines, validation and checkpoints left out."""
+
+    def __init__(self, stream: Stream, step: int) -> None:
+        self._stream = stream
+        self._step = step
+        self._start = time.perf_counter()
+        self._paused = 0.0
+        self._waited = stream.wait_seconds
+
+    def take(self, step: int) -> tuple[float, float, int]:
+        """(seconds, seconds waited for data, steps) since the last call."""
+        now = time.perf_counter()
+        taken = now - self._start - self._paused, self._stream.wait_seconds - self._waited, step - self._step
+        self._start, self._paused, self._waited, self._step = now, 0.0, self._stream.wait_seconds, step
+        return taken
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is not counted."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start

@@ -1,0 +1,189 @@
+"""Where a run works: the Ray it connects to, and how its workers share the machine.
+
+Decisions: without an address a private local Ray is started, whose files and token only this user can
+read and whose servers listen on loopback; the layout is a pure function of the resources, so that it
+can be checked without a cluster, and every automatic choice comes with its reason; one logical CPU is
+always left to Ray Data, since a run that gives it none waits for ever without an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpma.errors import UserError
+from mpma.training.config import TrainingConfig
+
+SMALLEST_CPU_SHARE = 0.25
+"""Least share of a CPU that a worker on the user's own machine is given."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster, or this machine, has."""
+
+    cpus: float
+    gpus: float
+    local: bool
+    """A private Ray on this machine, whose logical CPUs are ours to divide."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the workers are placed."""
+
+    workers: int
+    device: str
+    """`cpu` or `cuda`."""
+    in_process: bool
+    """One worker on this machine trains in the program's own process."""
+    cpus_per_worker: float
+    threads_per_worker: int
+    reasons: tuple[str, ...]
+
+
+def this_machine(cpus: int | None = None) -> Resources:
+    """Resources of this machine, its logical CPUs overridden by `cpus`; no Ray is needed."""
+    import torch
+
+    return Resources(float(cpus or os.cpu_count() or 1), float(torch.cuda.device_count()), True)
+
+
+def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:
+    """Place the workers. Raises `UserError` where they and Ray Data do not fit."""
+    workers = training.workers
+    reasons = []
+    device = training.device
+    if device == "auto":
+        device = "cuda" if resources.gpus >= workers else "cpu"
+        reasons.append(
+            f"device: {device} ({resources.gpus:g} GPUs for {workers} worker{'s' * (workers > 1)})"
+        )
+    elif device == "cuda" and resources.gpus < workers:
+        raise UserError(
+            f"training.device cuda: {workers} workers need {workers} GPUs and there are {resources.gpus:g}",
+            "use fewer training.workers, or training.device=cpu",
+        )
+    in_process = resources.local and workers == 1
+    spare = resources.cpus - 1
+    if in_process:
+        share = 0.0
+        reasons.append("workers: 1, in this process (no worker group to start)")
+    else:
+        share = min(1.0, spare / workers) if resources.local else 1.0
+        if share < (SMALLEST_CPU_SHARE if resources.local else 1.0) or workers * share + 1 > resources.cpus:
+            need = workers + 1
+            most = int(spare / SMALLEST_CPU_SHARE) if resources.local else int(spare)
+            raise UserError(
+                f"training.workers {workers}: {workers} workers and one CPU for Ray Data need {need} CPUs, "
+                f"and there {'is' if resources.cpus == 1 else 'are'} {resources.cpus:g}",
+                f"use at most {most} workers here"
+                if most >= 1
+                else "use training.workers=1, or declare more CPUs with --cpus",
+            )
+        reasons.append(f"workers: {workers}, {share:g} CPU each, 1 left to Ray Data")
+    threads = training.threads_per_worker
+    if threads is None:
+        cores = resources.cpus if resources.local else share
+        threads = max(
+            1, int(cores) if in_process else int(cores // workers) if resources.local else int(share)
+        )
+        reasons.append(f"threads: {threads} per worker")
+    return Layout(workers, device, in_process, share, threads, tuple(reasons))
+
+
+def choose_precision(training: TrainingConfig, device: str) -> tuple[str, str]:
+    """(`fp32` or `bf16`, the reason)."""
+    if training.precision != "auto":
+        return training.precision, f"precision: {training.precision} (as configured)"
+    if device == "cuda":
+        import torch
+
+        # On a head node without a GPU the workers' GPUs cannot be asked; all since 2020 have bf16.
+        if not torch.cuda.is_available() or torch.cuda.is_bf16_supported():
+            return "bf16", "precision: bf16 (the GPU has it)"
+    return "fp32", f"precision: fp32 ({device})"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A Ray that is connected."""
+
+    resources: Resources
+    dashboard_url: str | None
+    logs: str
+    """Where Ray keeps its own logs, for a message about a failure."""
+
+
+@contextmanager
+def connected(address: str | None, cpus: int | None = None, dashboard: bool = True) -> Iterator[Connection]:
+    """A Ray for the duration of a block: the cluster at `address`, or a private one on this machine.
+
+    Raises `UserError` where the address does not answer.
+    """
+    _prepare_environment()
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    already = ray.is_initialized()
+    if not already:
+        try:
+            if address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            else:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"Ray at {address or 'this machine'} does not answer ({type(error).__name__})",
+                "see `ray status`; without --address a private Ray is started here",
+            ) from None
+    _close_token_file()
+    try:
+        node = ray.cluster_resources()
+        url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
+        session = getattr(
+            ray._private.worker.global_worker.node, "get_session_dir_path", lambda: "/tmp/ray"
+        )()
+        yield Connection(
+            Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
+            f"http://{url}" if url else None,
+            f"{session}/logs",
+        )
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _prepare_environment() -> None:
+    """Settings that Ray reads when it is imported or started; a user's own values win."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        # Reports of workers are fetched at this pace; two seconds, the default, would throttle them.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        # Without it the dashboard's page of training runs has nothing to show.
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40",
+        # A waiting OpenMP thread that spins takes a core from Ray Data's tasks.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _close_token_file() -> None:
+    """Ray writes its token readable for all; it is a password."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)

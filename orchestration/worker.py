@@ -1,0 +1,159 @@
+"""What one training worker does, in the program's own process or in a Ray Train worker.
+
+Decisions: a worker gets plain values and builds everything else itself, so nothing large or stateful
+crosses a process border; each reads only its own part of the sample order; an error that the user can
+mend is handed to the driver through the run directory, since Ray Train would otherwise restart the
+group to meet it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mpma.errors import JobError, UserError
+
+ERROR_FILE = "error.json"
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Plain values that decide a worker's work; picklable."""
+
+    config: dict[str, Any]
+    data: str
+    """Dataset directory."""
+    runs: str
+    name: str
+    device: str
+    precision: str
+    threads: int
+
+
+class StopSignal:
+    """Whether this process was told to end."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Ask for a stop at the next step."""
+        self._asked.set()
+
+    @contextmanager
+    def listening(self, on_ask: Callable[[], None] | None = None) -> Iterator[StopSignal]:
+        """Take SIGINT and SIGTERM as the wish to save and end; a second SIGINT ends at once."""
+
+        def handle(number: int, _: Any) -> None:
+            if self._asked.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked.set()
+            if on_ask is not None:
+                on_ask()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_worker(
+    plan: WorkerPlan, rank: int, world: int, local_rank: int, events: Any, stop_asked: Callable[[], bool]
+) -> Any:
+    """Train with this worker's share; return the loop's `Outcome`."""
+    import torch
+    from mpma.data.dataset import Dataset
+
+    from mpma.config import validate_tree
+    from mpma.training.loop import Task, TrainingLoop
+    from mpma.training.run_directory import RunDirectory
+    from orchestration import assembly
+
+    torch.set_num_threads(plan.threads)
+    config = validate_tree(plan.config)
+    dataset = Dataset.open(plan.data)
+    run = RunDirectory.at(plan.runs, plan.name)
+    device = torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    parts = assembly.Parts(config, dataset)
+    task = Task(
+        config=config,
+        run=run,
+        data_fingerprint=dataset.fingerprint,
+        train_pairs=dataset.info.splits["train"].pairs,
+        device=device,
+        rank=rank,
+        world=world,
+        precision=plan.precision,
+        build_model=parts.build_model,
+        build_validator=lambda: parts.build_validator(device, rank, world),
+        open_stream=lambda step: parts.open_stream(step, rank, world, device),
+        draw_pictures=parts.picture_drawer(run, device) if rank == 0 else None,
+        stop_asked=stop_asked,
+    )
+    return TrainingLoop(task, events).run()
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """The function that every worker of a Ray Train group runs."""
+    import ray.train
+
+    from mpma.training.loop import Silent
+    from mpma.training.run_directory import RunDirectory
+
+    os.umask(0o077)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    plan = WorkerPlan(**settings)
+    stop = StopSignal()
+    try:
+        run_worker(
+            plan,
+            rank,
+            context.get_world_size(),
+            context.get_local_rank(),
+            WorkerEvents(plan) if rank == 0 else Silent(),
+            stop,
+        )
+    except UserError as error:
+        if rank == 0:
+            folder = RunDirectory.at(plan.runs, plan.name).folder
+            what = {"message": error.message, "hint": error.hint, "job": isinstance(error, JobError)}
+            folder.write(ERROR_FILE, json.dumps(what).encode())
+        # Every rank meets the same mistake; ending well keeps Ray Train from trying it again.
+
+
+class WorkerEvents:
+    """Events of rank 0 in a worker group: Ray's metrics; the driver follows metrics.jsonl itself."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        from mpma.training.run_directory import RunDirectory
+        from orchestration.telemetry import RayGauges
+
+        self._gauges = RayGauges(plan.name)
+        self._notes: list[str] = []
+        self._folder = RunDirectory.at(plan.runs, plan.name).folder
+
+    def note(self, text: str) -> None:
+        """Kept in the run directory; the driver shows it."""
+        self._notes.append(text)
+        self._folder.write("notes.txt", ("\n".join(self._notes) + "\n").encode())
+
+    def line(self, values: dict[str, Any]) -> None:
+        """Publish the figures."""
+        self._gauges.set(values)
+
+    def progress(self, step: int) -> None:
+        """Seen by the driver in metrics.jsonl."""
