@@ -1,9 +1,10 @@
-"""The batch: what the model is given, and nothing it has to compute on the host.
+"""The batch: what the model is given, and how it is made from rows.
 
 Decisions: every random choice (crop, hidden patches, hidden words) is already made here, so a step
 needs no generator and no boolean selection, which would wait for the device. Masked report tokens
 come as flat row numbers padded to one of few capacities, and the token axis to one of four lengths,
-so that compiled code sees few shapes. Counts that the host needs are Python integers.
+so that compiled code sees few shapes. Counts that the host needs are Python integers. Two reports count
+as the same when the texts that the model reads are the same once normalised.
 
 Shape letters: B pairs, S pixels of the crop's side, P patches, T tokens, C capacity of masked rows.
 """
@@ -11,15 +12,35 @@ Shape letters: B pairs, S pixels of the crop's side, P patches, T tokens, C capa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from mpma.data.counter_hash import text_hash
+from mpma.data.decoding import Cropper
+from mpma.data.masking import hidden_pieces, patch_order, visible_patches
+from mpma.data.pairs import model_text
+from mpma.data.quality import normalised_report
+from mpma.data.tokenizer import ReportTokenizer
+from mpma.model.config import ImageConfig, ReportConfig
 
 IGNORED_TARGET: Final = -100
 """Target of a padding row of `masked_rows`; cross-entropy's own default for "leave out"."""
 
+COLLATED_COLUMNS: Final = ("image", "report", "findings", "impression", "study_id")
+"""Columns that a batch is made from."""
+
+PIXELS_COLUMN: Final = "pixels"
+"""Stands in for `image` where the crops were already made: fixed-size binary of S * S bytes, row-major."""
+
+_LENGTH_STEPS: Final = 4
 _CAPACITY_STEPS: Final = 16
 
 
@@ -136,3 +157,119 @@ def padded_rows(rows: Tensor, targets: Tensor, pairs: int, length: int) -> tuple
         torch.cat([rows, rows.new_zeros(padding)]),
         torch.cat([targets, targets.new_full((padding,), IGNORED_TARGET)]),
     )
+
+
+class Collator:
+    """Makes batches from rows: decodes, crops, tokenises, and draws what is hidden.
+
+    Every draw is a function of (seed, epoch, position) alone. `target_scale` is the crop's side over
+    image.size. Picklable; its threads start with the first batch and end with `close`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ReportTokenizer,
+        image: ImageConfig,
+        report: ReportConfig,
+        seed: int,
+        target_scale: int,
+        decode_threads: int = 2,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.patches = image.patches
+        self.max_tokens = report.max_tokens
+        self.seed = seed
+        self.decode_threads = decode_threads
+        self.cropper = Cropper(
+            size=image.size * target_scale,
+            scale_min=image.crop_scale_min,
+            scale_max=image.crop_scale_max,
+            aspect_max=image.crop_aspect_max,
+            flip=image.horizontal_flip,
+            seed=seed,
+        )
+
+    def collate(
+        self,
+        rows: pa.Table,
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        *,
+        image_mask_ratio: float,
+        report_mask_ratio: float,
+        augment: bool,
+    ) -> Batch:
+        """The batch of `rows`, which have the columns COLLATED_COLUMNS, and their int64 [B] counters.
+
+        `augment` False takes the centre view instead of a random crop. A ratio of 0 hides nothing.
+        Raises UserError where an image cannot be decoded.
+        """
+        epoch, position = np.asarray(epoch, np.int64), np.asarray(position, np.int64)
+        parts = (rows[name].to_pylist() for name in ("report", "findings", "impression"))
+        texts = [model_text(*text) for text in zip(*parts, strict=True)]
+        tokens = self.tokenizer.encode(texts, self.max_tokens)
+        length = self._bucket(tokens.ids.shape[1])
+        token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
+        word_index = _widened(tokens.word_index, length, -1)
+        hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position)
+        masked = torch.from_numpy(np.flatnonzero(hidden))
+        masked_rows, masked_targets = padded_rows(
+            masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(texts), length
+        )
+        return Batch(
+            pixels=self._pixels(rows, epoch, position, augment),
+            patch_order=torch.from_numpy(patch_order(self.seed, epoch, position, self.patches)),
+            visible=visible_patches(self.patches, image_mask_ratio),
+            token_ids=torch.from_numpy(token_ids),
+            attention=torch.from_numpy(_widened(tokens.attention, length, False)),
+            word_index=torch.from_numpy(word_index),
+            masked_token_ids=torch.from_numpy(np.where(hidden, self.tokenizer.mask_id, token_ids)),
+            masked_rows=masked_rows,
+            masked_targets=masked_targets,
+            masked_count=len(masked),
+            report_hash=torch.tensor([text_hash(normalised_report(text)) for text in texts]),
+            study_hash=torch.tensor([text_hash(study) for study in rows["study_id"].to_pylist()]),
+            position=torch.from_numpy(position.copy()),
+            epoch=torch.from_numpy(epoch.copy()),
+        )
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        if "_executor" in self.__dict__:
+            self.__dict__.pop("_executor").shutdown(wait=False, cancel_futures=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_executor"}
+
+    @cached_property
+    def _executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+
+    def _pixels(
+        self, rows: pa.Table, epoch: NDArray[np.int64], position: NDArray[np.int64], augment: bool
+    ) -> Tensor:
+        side = self.cropper.size
+        if PIXELS_COLUMN in rows.column_names:
+            crops = [np.frombuffer(value, np.uint8) for value in encoded_images(rows, PIXELS_COLUMN)]
+            return torch.from_numpy(np.stack(crops).reshape(-1, 1, side, side))
+        images = encoded_images(rows)
+        threads = self.decode_threads
+        executor = self._executor if threads > 1 else None
+        return self.cropper(images, epoch, position, augment=augment, executor=executor, threads=threads)
+
+    def _bucket(self, length: int) -> int:
+        """T: the smallest quarter of max_tokens that holds `length` tokens."""
+        steps = range(1, _LENGTH_STEPS + 1)
+        return next(t for t in (-(-self.max_tokens * step // _LENGTH_STEPS) for step in steps) if t >= length)
+
+
+def encoded_images(rows: pa.Table, column: str = "image") -> list[memoryview]:
+    """The files of a binary column without a copy."""
+    return [memoryview(value.as_buffer()) for value in rows[column]]
+
+
+def _widened(values: NDArray[Any], length: int, filler: int | bool) -> NDArray[Any]:
+    """[B, t] -> [B, length], filled on the right."""
+    wide = np.full((values.shape[0], length), filler, values.dtype)
+    wide[:, : values.shape[1]] = values
+    return wide
