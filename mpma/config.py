@@ -251,6 +251,8 @@ def describe_validation_error(error: ValidationError, origins: Mapping[str, str]
     )
     prefix = f"{origin}: " if origin and origin != "default" else ""
     if first["type"] == "extra_forbidden":
+        # A misspelt section is shown with the key that was given in it.
+        dotted = next((key for key in origins if key.startswith(dotted + ".")), dotted)
         nearest = nearest_key(dotted)
         hint = f"the nearest known key is {nearest}" if nearest else "see --print-config for every key"
         return UserError(f"{prefix}{dotted}: unknown key", hint)

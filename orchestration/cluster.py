@@ -152,9 +152,7 @@ def connected(address: str | None, cpus: int | None = None, dashboard: bool = Tr
     try:
         node = ray.cluster_resources()
         url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
-        session = getattr(
-            ray._private.worker.global_worker.node, "get_session_dir_path", lambda: "/tmp/ray"
-        )()
+        session = ray._private.worker.global_worker.node.get_session_dir_path()
         yield Connection(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_PREFIXES = ("loss/", "val/", "memory/", "alignment/")
+_PREFIXES = ("loss/", "val/", "memory/", "alignment/", "trunk_gradient_norm/")
 _NAMES = (
     "step",
     "epoch",

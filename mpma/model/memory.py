@@ -139,8 +139,8 @@ def usage_diagnostics(usage_HM: Tensor) -> dict[str, Tensor]:
     """Perplexity of the slots' use (mean over heads; M = even use) and the share of slots no head read."""
     entropy_H = -torch.xlogy(usage_HM, usage_HM).sum(dim=-1)
     return {
-        "memory_usage_perplexity": entropy_H.exp().mean(),
-        "memory_dead_slot_fraction": (usage_HM.sum(dim=0) == 0).float().mean(),
+        "memory/usage_perplexity": entropy_H.exp().mean(),
+        "memory/dead_slot_fraction": (usage_HM.sum(dim=0) == 0).float().mean(),
     }
 
 

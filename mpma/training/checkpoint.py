@@ -115,7 +115,8 @@ def read_state(folder: Storage) -> CheckpointState:
         raise UserError(f"{folder.location}: {MARKER_FILE} is damaged") from None
     if state.format_version != FORMAT_VERSION:
         raise UserError(
-            f"{folder.location}: checkpoint format {state.format_version}; this version reads {FORMAT_VERSION}"
+            f"{folder.location}: checkpoint format {state.format_version}; "
+            f"this version reads {FORMAT_VERSION}"
         )
     return state
 
@@ -139,7 +140,7 @@ def read_checkpoint(folder: Storage, parts: tuple[str, ...] = (MODEL_FILE, OPTIM
 def read_newest(checkpoints: Storage, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, or None where there is none yet.
 
-    A torn one is named through `warn` and the one before is tried. Where all are torn a `JobError` is
+    A torn one is named through `warn` and the one before is tried. Where all are torn, `JobError` is
     raised rather than training begun anew over what may still be mended.
     """
     names = list_checkpoints(checkpoints)

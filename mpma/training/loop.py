@@ -161,25 +161,31 @@ class TrainingLoop:
         training, task = self.config.training, self.task
         interval = _Interval(stream, self.step)
         while self.step < training.steps:
-            batch = next(stream).to(task.device, non_blocking=True)
+            batch = next(stream)
             set_learning_rate(self.optimizer, learning_rate(self.step, self.config))
+            upcoming = self.step + 1
+            last = upcoming == training.steps
+            log_due = last or upcoming % training.log_every_steps == 0
+            # Watching the memory costs a few products, so it is watched where it is written down.
+            self.bare.watch_memory = log_due
+            every = training.gradient_norms_every_steps
             result = training_step(
                 self.stepper,
                 self.bare,
                 self.optimizer,
                 batch,
                 self.config,
-                self.step,
-                task.rank,
-                task.precision,
+                step=self.step,
+                rank=task.rank,
+                device=task.device,
+                precision=task.precision,
+                measure_terms=log_due and every > 0 and upcoming % every == 0,
             )
             self.step += 1
             bad = ~torch.isfinite(result.total + result.gradient_norm)
             self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, self.step, self.first_bad_step)
             self.events.progress(self.step)
 
-            last = self.step == training.steps
-            log_due = last or self.step % training.log_every_steps == 0
             validation_due = last or self.step % self.config.validation.every_steps == 0
             checkpoint_due = last or self.step % training.checkpoint_every_steps == 0
             stop = self._stop_agreed(log_due)

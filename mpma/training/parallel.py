@@ -1,14 +1,14 @@
 """How several workers share one model: DDP, or FSDP2 as a thin option.
 
-Decisions: gradients are averaged over workers by DistributedDataParallel; parameters that a step does
-not use (a zero weight, the unmasked tail) are looked for only where the configuration can leave any.
+Decisions: gradients are averaged over workers by DistributedDataParallel, which need not look for unused
+parameters, since the model freezes what no loss reaches and gives the rest a gradient at every step.
 FSDP2 shards the transformer blocks and the root; checkpoints hold whole tensors either way, so a run
 may change its number of workers. FSDP2 is meant for GPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,6 @@ from torch import Tensor, nn
 
 from mpma.config import ExperimentConfig
 from mpma.errors import UserError
-from mpma.training.schedule import tail_start
-
-
-def leaves_parameters_unused(config: ExperimentConfig) -> bool:
-    """Whether some step has parameters without a gradient."""
-    return tail_start(config) < config.training.steps or any(not weight for _, weight in config.loss_weights)
 
 
 def wrap(model: nn.Module, config: ExperimentConfig, device: torch.device, world: int) -> nn.Module:
@@ -35,7 +29,6 @@ def wrap(model: nn.Module, config: ExperimentConfig, device: torch.device, world
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=leaves_parameters_unused(config),
         gradient_as_bucket_view=True,
     )
 
@@ -48,7 +41,7 @@ def _fully_sharded(model: nn.Module) -> nn.Module:
         fully_shard(block)
     sharded = fully_shard(model)
     # Validation and feature caching call these instead of forward; without it they would see shards.
-    for name in ("embed_images", "embed_reports", "report_nll", "reconstruct"):
+    for name in ("embed_images", "embed_reports", "report_nll", "reconstruct", "align_features"):
         register_fsdp_forward_method(sharded, name)
     return sharded
 
@@ -85,11 +78,6 @@ def average_over_workers(values: Tensor, world: int) -> Tensor:
         torch.distributed.all_reduce(values)
         values = values / world
     return values
-
-
-def trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Names and parameters of the bare model, the names that checkpoints use."""
-    return model.named_parameters()
 
 
 def load_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -118,11 +118,11 @@ class RunDirectory:
         Raises `UserError` with the differing keys, or where the data are not those it was begun with.
         """
         if not self.exists():
-            if self.folder.names() and any(name != LOCK_FILE for name in self.folder.names()):
-                if self.folder.exists(CHECKPOINTS):
-                    raise UserError(
-                        f"{self.folder.location}: holds checkpoints but no {CONFIG_FILE}; it is not continued"
-                    )
+            if self.folder.exists(CHECKPOINTS):
+                raise UserError(
+                    f"{self.folder.location}: holds checkpoints but no {CONFIG_FILE}; it is not continued",
+                    "take another --name",
+                )
             self.folder.make_directory()
             self.folder.write(PROVENANCE_FILE, json.dumps(provenance(fingerprint), indent=1).encode())
             # The configuration comes last: a directory without it was never begun.
@@ -146,7 +146,8 @@ class RunDirectory:
         before = self._stored_fingerprint()
         if before is not None and before != fingerprint:
             raise UserError(
-                f"{self.name}: this run was begun on data {before} and {config.data.path or 'the phantom'} is {fingerprint}",
+                f"{self.name}: this run was begun on data {before}; "
+                f"{config.data.path or 'the phantom'} is {fingerprint}",
                 "start a new run with training.initial_checkpoint to train on other data",
             )
         if stored != config:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch
+from mpma.data.counter_hash import counter_hash
+from mpma.model.pretraining import PretrainingModel, trunk_gradient_norms
+from mpma.training.feature_cache import accumulate_backward
 from mpma.training.parallel import whole
 
 LOSS_NAMES = ("image_reconstruction", "report_reconstruction", "global_alignment", "local_alignment")
@@ -36,44 +39,50 @@ class StepResult:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed that differs between steps and ranks."""
-    from mpma.data.counter_hash import hash_counters
-
-    return int(hash_counters(seed, step, rank)) & (2**63 - 1)
+    return int(counter_hash(seed, "model draws", step, rank)) & (2**63 - 1)
 
 
 def training_step(
     module: nn.Module,
-    bare: Any,
+    bare: PretrainingModel,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: ExperimentConfig,
+    *,
     step: int,
     rank: int,
+    device: torch.device,
     precision: str,
+    measure_terms: bool = False,
 ) -> StepResult:
     """Forward, backward, clip and update with this worker's share of the global batch.
 
-    `module` is what is called (DDP, FSDP2 or compiled), `bare` the model inside.
+    `module` is what is called (DDP, FSDP2 or compiled), `bare` the model inside; `batch` is still on the
+    host. With `measure_terms` each term's gradient norm on the shared trunk is measured too, which costs
+    a forward pass and one backward pass per term.
     """
     torch.manual_seed(step_seed(config.training.seed, step, rank))
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
+    diagnostics: dict[str, Tensor] = {}
+    if measure_terms:
+        with autocast():
+            terms = bare(batch.to(device, non_blocking=True))
+        for name, norm in trunk_gradient_norms(bare, terms).items():
+            diagnostics[f"trunk_gradient_norm/{name}"] = norm
+        torch.manual_seed(step_seed(config.training.seed, step, rank))
     optimizer.zero_grad(set_to_none=True)
-    micro = config.training.micro_batch_size
-    with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        if micro is None or micro >= len(batch):
-            losses = module(batch)
-            total = losses.total
-        else:
-            from mpma.training.feature_cache import accumulate_backward
-
-            losses = accumulate_backward(module, batch, micro)
-            total = losses.total
-    if micro is None or micro >= len(batch):
-        total.backward()
+    losses = accumulate_backward(
+        module,
+        batch,
+        micro_batch_size=config.training.micro_batch_size,
+        device=device,
+        autocast=autocast,
+    )
     norm = whole(nn.utils.clip_grad_norm_(bare.parameters(), config.training.gradient_clip))
     optimizer.step()
     return StepResult(
-        total=total.detach(),
+        total=losses.total,
         losses={name: getattr(losses, name) for name in LOSS_NAMES},
         gradient_norm=norm,
-        diagnostics=losses.diagnostics,
+        diagnostics=diagnostics | losses.diagnostics,
     )
