@@ -1,0 +1,177 @@
+"""Planted sets: synthetic pairs whose best training settings are known beforehand.
+
+`codes_in_cells` decides how much of the report should be masked. The image shows all K codes in a
+random permutation over K cells; the report is one cue word, which names a cell, and the word of that
+cell's code m times. A masked code word needs the image only where all m copies are hidden and the cue
+is visible, so words hidden independently at ratio r gain r**m * (1 - r) * log2(K) bits from the image,
+most at r = m / (m + 1).
+
+`one_sided_attributes` decides between contrast and reconstruction. Attribute A is told by the report
+alone; in pixels it is no more than the shape of a few small marks at unpredictable places, from which
+a reconstruction of hidden patches gains next to nothing (`marks=0` leaves it out of the pixels
+altogether). Attribute B, the direction of a grating over the whole image, decides what hidden patches
+look like and is never told. So a contrast learns A and not B, a reconstruction B and not A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpma.data.phantom.draws import Draws, generator
+
+MOST_CELLS: Final = 64
+
+ATTRIBUTE_CLASSES: Final = 4
+
+_ATTRIBUTE_WORDS: Final = ("amber", "birch", "cedar", "dune")
+_ATTRIBUTE_FILLERS: Final = ("noted", "seen", "recorded", "given", "stated")
+_MARKS: Final = np.array(
+    [
+        [[1, 1, 1], [1, 0, 1], [1, 1, 1]],
+        [[0, 1, 0], [1, 1, 1], [0, 1, 0]],
+        [[1, 0, 1], [0, 1, 0], [1, 0, 1]],
+        [[1, 1, 1], [0, 0, 0], [1, 1, 1]],
+    ],
+    dtype=np.float32,
+)
+
+
+@dataclass(frozen=True)
+class PlantedPair:
+    """One pair of a planted set."""
+
+    index: int
+    seed: int
+    grey: NDArray[np.uint8]
+    """[size, size]."""
+    report: str
+    labels: tuple[str, ...]
+    finding_mask: NDArray[np.bool_]
+    """[size, size]: where the image shows what the report tells."""
+    question: str
+    answer: str
+    truth: tuple[int, ...]
+    """Codes in cells: the code of every cell, then the named cell. One-sided: A's class, then B's."""
+
+
+def cue_word(cell: int) -> str:
+    """The word that names a cell."""
+    return "site" + _letters(cell)
+
+
+def code_word(code: int) -> str:
+    """The word of a code."""
+    return "code" + _letters(code)
+
+
+def information_bits(mask_ratio: float, cells: int, copies: int) -> float:
+    """Bits per report that only the image can give, words hidden independently at `mask_ratio`."""
+    return float(mask_ratio**copies * (1.0 - mask_ratio) * np.log2(cells))
+
+
+def code_patterns(cells: int) -> NDArray[np.float32]:
+    """[cells, 4, 4] patterns of 0 and 1, half of them 1, any two differing in at least 4 places."""
+    draws = np.random.Generator(np.random.Philox(key=[20_230_520, 0]))
+    chosen: list[NDArray[np.float32]] = []
+    while len(chosen) < cells:
+        pattern = draws.permutation(np.repeat(np.array([0, 1], dtype=np.float32), 8)).reshape(4, 4)
+        if all(np.abs(pattern - other).sum() >= 4 for other in chosen):
+            chosen.append(pattern)
+    return np.stack(chosen)
+
+
+def codes_in_cells(index: int, seed: int, size: int, cells: int = 16, copies: int = 3) -> PlantedPair:
+    """Pair `index` of the set; a pure function.
+
+    Raises ValueError where `cells` is outside 2..64, `copies` below 1, or `size` too small for cells
+    of 8 pixels.
+    """
+    columns = int(np.ceil(np.sqrt(cells)))
+    side = size // columns
+    if not 2 <= cells <= MOST_CELLS or copies < 1 or side < 8:
+        raise ValueError(f"{cells} cells and {copies} copies do not fit an image of {size} pixels")
+    random = generator(index, seed, "planted")
+    codes = random.permutation(cells)
+    named = int(random.integers(cells))
+    grey = np.full((size, size), 0.5, dtype=np.float32)
+    where = np.zeros((size, size), dtype=np.bool_)
+    unit = (side - 2) // 4
+    start = (side - 4 * unit) // 2
+    patterns = code_patterns(cells)
+    for cell, code in enumerate(codes):
+        row, column = divmod(cell, columns)
+        top, left = row * side + start, column * side + start
+        shown = np.kron(patterns[code], np.ones((unit, unit), dtype=np.float32))
+        grey[top : top + 4 * unit, left : left + 4 * unit] = 0.25 + 0.5 * shown
+        if cell == named:
+            where[row * side : (row + 1) * side, column * side : (column + 1) * side] = True
+    grey += np.float32(0.04) * random.standard_normal((size, size), dtype=np.float32)
+    word = code_word(int(codes[named]))
+    return PlantedPair(
+        index=index,
+        seed=seed,
+        grey=_to_bytes(grey),
+        report=" ".join([cue_word(named), *[word] * copies]),
+        labels=(f"first_{code_word(int(codes[0]))}",),
+        finding_mask=where,
+        question=f"Which code is at {cue_word(named)}?",
+        answer=word,
+        truth=(*(int(code) for code in codes), named),
+    )
+
+
+def one_sided_attributes(index: int, seed: int, size: int, marks: int = 6) -> PlantedPair:
+    """Pair `index` of the set; a pure function. `size` at least 64.
+
+    Labels are `told_<word>` for A's class and `shown_<degrees>` for B's.
+    """
+    if size < 64 or not 0 <= marks <= 16:
+        raise ValueError(f"{marks} marks do not fit an image of {size} pixels")
+    random = generator(index, seed, "planted")
+    told, shown = (int(value) for value in random.integers(ATTRIBUTE_CLASSES, size=2))
+    centre = np.arange(size, dtype=np.float32) / np.float32(size)
+    angle = np.float32(np.pi * shown / ATTRIBUTE_CLASSES)
+    period, phase = random.uniform(0.17, 0.25), random.uniform(0.0, 2 * np.pi)
+    place = centre[None, :] * np.cos(angle) + centre[:, None] * np.sin(angle)
+    wave = np.sin(place * np.float32(2 * np.pi / period) + np.float32(phase))
+    grey = np.float32(0.45) + np.float32(random.uniform(0.10, 0.16)) * wave
+    where = np.zeros((size, size), dtype=np.bool_)
+    unit = max(1, round(size / 42))
+    mark = np.kron(_MARKS[told], np.ones((unit, unit), dtype=np.float32))
+    grid = 8
+    for cell in random.permutation(grid * grid)[:marks]:
+        row, column = divmod(int(cell), grid)
+        room = size // grid - 3 * unit
+        top = row * size // grid + int(random.integers(max(room, 0) + 1))
+        left = column * size // grid + int(random.integers(max(room, 0) + 1))
+        area = (slice(top, top + 3 * unit), slice(left, left + 3 * unit))
+        grey[area] = np.where(mark > 0, np.float32(0.85), grey[area])
+        where[area] = mark > 0
+    grey = grey + np.float32(0.03) * random.standard_normal((size, size), dtype=np.float32)
+    draws = Draws(index, seed, "wording")
+    words = draws.shuffled([_ATTRIBUTE_WORDS[told], draws.choice(_ATTRIBUTE_FILLERS), "mark"])
+    degrees = 180 * shown // ATTRIBUTE_CLASSES
+    return PlantedPair(
+        index=index,
+        seed=seed,
+        grey=_to_bytes(grey),
+        report=" ".join(words),
+        labels=(f"told_{_ATTRIBUTE_WORDS[told]}", f"shown_{degrees}"),
+        finding_mask=where,
+        question="Which mark is told?",
+        answer=_ATTRIBUTE_WORDS[told],
+        truth=(told, shown),
+    )
+
+
+def _letters(number: int) -> str:
+    """Two letters, so that no word is a prefix of another."""
+    return "bdfgklmnprst"[number // 6] + "aeiouy"[number % 6]
+
+
+def _to_bytes(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.clip(grey * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
