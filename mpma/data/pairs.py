@@ -12,6 +12,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from mpma.data.sections import collapse_marks
+
 SCHEMA_VERSION: Final = 1
 
 SPLITS: Final = ("train", "val", "test")
@@ -50,5 +52,9 @@ OPTIONAL_FIELDS: Final = {
 
 
 def model_text(report: str, findings: str, impression: str) -> str:
-    """The text the model reads: findings then impression; without either, the whole body."""
-    return " ".join(part for part in (findings.strip(), impression.strip()) if part) or report.strip()
+    """The text the model reads: findings then impression; without either, the whole body.
+
+    Each run of de-identification marks is one `XXXX` in it; the stored text keeps them as they were.
+    """
+    text = " ".join(part for part in (findings.strip(), impression.strip()) if part) or report.strip()
+    return collapse_marks(text)

@@ -63,7 +63,10 @@ class Rejection:
 class Source(Protocol):
     """One archive layout. Instances are picklable; they hold paths and options, no open files."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The source's name, as `SOURCES` lists it."""
+        ...
 
     def assumptions(self) -> list[str]:
         """What was recognised or assumed, one line each, printed before the work starts."""

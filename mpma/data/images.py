@@ -1,0 +1,234 @@
+"""From an archive's image file to the grey picture that is stored: the guards at the door.
+
+Decisions: the first bytes and the declared size are looked at before anything is decoded, so a git-lfs
+pointer, a saved web page and a bomb of declared pixels cost microseconds and no memory. Only raster
+formats are opened (Pillow would hand some others to outside programs). A picture becomes grey uint8:
+colour by the ITU-R 601 weights (equal channels stay exactly what they were), transparency over
+black, EXIF orientation applied, the first frame of an animation. 16-bit grey is scaled linearly by the
+bit depth in use (the smallest of 8, 10, 12, 14 and 16 bits that holds the brightest pixel), never
+stretched between its own minimum and maximum: archives store 12-bit radiographs in 16-bit files, where
+dividing by 65,535 gives a black picture, while a stretch per image would wipe out true differences of
+exposure. What is stored is never larger than what came in, and holds no metadata, which in hospital
+files may name the patient.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from mpma.data.jpeg_segments import without_metadata
+from mpma.data.sources.contract import UnreadableImage
+
+GreyImage = NDArray[np.uint8]
+"""uint8 [H, W]; 0 is black."""
+
+ImageFormat = Literal["jpeg", "png"]
+
+DEFAULT_MAX_PIXELS: Final = 64 * 1024 * 1024
+"""Largest accepted declared size, 8192 x 8192: above any radiograph, 64 MiB once grey."""
+
+HIGHEST_MAX_PIXELS: Final = 178_956_970
+"""Above this Pillow refuses by itself, whatever is asked for here."""
+
+FORMATS: Final = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+
+_MAGIC: Final = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\x00", b"MM\x00*"),
+}
+_BIT_DEPTHS: Final = (8, 10, 12, 14, 16)
+_TORN_WORDS: Final = ("truncated", "broken", "incomplete", "unrecognized")
+
+# Our own limit answers first; Pillow's softer warning would only be printed beside it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# A damaged EXIF block costs its orientation and nothing else (see `_orientation`).
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """What goes into a dataset row: the encoded file, its size, and its pixels for the statistics."""
+
+    data: bytes
+    width: int
+    height: int
+    pixels: GreyImage
+    original_width: int
+    original_height: int
+
+
+def sniff(data: bytes) -> None:
+    """Refuse by the first bytes alone what is no image file.
+
+    Raises `UnreadableImage` with reason `empty_file`, `git_lfs_pointer`, `html_page` or `dicom_file`.
+    """
+    if not data:
+        raise UnreadableImage("empty_file", "0 bytes")
+    if data.startswith(b"version https://git-lfs"):
+        raise UnreadableImage("git_lfs_pointer", f"{len(data)} bytes")
+    if data[128:132] == b"DICM":
+        raise UnreadableImage("dicom_file", f"{len(data)} bytes")
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<svg")):
+        raise UnreadableImage("html_page", f"{len(data)} bytes")
+
+
+def read_grey(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> GreyImage:
+    """Decode an image file of any accepted format to grey.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: largest accepted width x height as declared in the header.
+
+    Returns:
+        uint8 [H, W], upright; the module's docstring says how each kind of file gets there.
+
+    Raises:
+        UnreadableImage: with a code of `mpma.data.quality.REASONS`.
+    """
+    with _open(data, max_pixels) as image:
+        return _upright_grey(image)
+
+
+def encode_grey(
+    pixels: GreyImage, short_side: int | None = 512, quality: int = 95, image_format: ImageFormat = "jpeg"
+) -> tuple[bytes, int, int]:
+    """Encode grey pixels, shrunk so that the shorter side has `short_side` pixels; never enlarged.
+
+    Args:
+        pixels: uint8 [H, W].
+        short_side: pixels of the shorter side; None keeps the size.
+        quality: of JPEG, 1..100; PNG is lossless and ignores it.
+        image_format: `jpeg` or `png`.
+
+    Returns:
+        The encoded file, its width and its height in pixels.
+    """
+    shrunk = shrink_grey(pixels, short_side)
+    height, width = shrunk.shape
+    out = io.BytesIO()
+    if image_format == "jpeg":
+        Image.fromarray(shrunk).save(out, format="JPEG", quality=quality)
+    else:
+        Image.fromarray(shrunk).save(out, format="PNG")
+    return out.getvalue(), width, height
+
+
+def shrink_grey(pixels: GreyImage, short_side: int | None) -> GreyImage:
+    """Shrink uint8 [H, W] to a shorter side of `short_side`, aspect kept, bicubic over the whole support.
+
+    Pillow widens the filter by the scale, so thin lines are averaged rather than dropped.
+    """
+    height, width = pixels.shape
+    if short_side is None or min(height, width) <= short_side:
+        return pixels
+    scale = short_side / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def store_image(
+    data: bytes,
+    short_side: int | None = 512,
+    quality: int = 95,
+    image_format: ImageFormat = "jpeg",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> StoredImage:
+    """Decode, shrink and encode an archive's image for a dataset row.
+
+    A grey upright JPEG that is small enough already keeps its coded pixels, less its metadata, since a
+    second JPEG round would only lose. Raises `UnreadableImage` as `read_grey`.
+    """
+    with _open(data, max_pixels) as image:
+        plain = image.format == "JPEG" and image.mode == "L"
+        size = image.size
+        pixels = _upright_grey(image)
+        plain = plain and _orientation(image) == 1
+    original_height, original_width = pixels.shape
+    small = short_side is None or min(pixels.shape) <= short_side
+    if plain and small and image_format == "jpeg" and size == (original_width, original_height):
+        bare = without_metadata(data)
+        if bare is not None:
+            return StoredImage(bare, *size, pixels, *size)
+    shrunk = shrink_grey(pixels, short_side)
+    encoded, width, height = encode_grey(shrunk, None, quality, image_format)
+    return StoredImage(encoded, width, height, shrunk, original_width, original_height)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only: Pillow decodes pixels at the first use, after the declared size passed."""
+    sniff(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImage("too_large", f"declares more than {HIGHEST_MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        known = next((name for name, magic in _MAGIC.items() if data.startswith(magic)), None)
+        if known is None:
+            raise UnreadableImage("not_an_image", f"{len(data)} bytes of no known format") from None
+        raise UnreadableImage("truncated_image", f"{known} header, {len(data)} bytes") from None
+    except Exception as error:  # a broken header may raise nearly anything
+        raise UnreadableImage("unreadable_image", type(error).__name__) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise UnreadableImage("too_large", f"declares {width} x {height}, the limit is {max_pixels} pixels")
+    return image
+
+
+def _upright_grey(image: Image.Image) -> GreyImage:
+    try:
+        image.load()
+    except Image.DecompressionBombError:
+        raise UnreadableImage("too_large", "grows beyond its declared size") from None
+    except MemoryError:
+        raise UnreadableImage("too_large", "does not fit in memory") from None
+    except Exception as error:  # decoders report damage as OSError, SyntaxError, ValueError and others
+        torn = any(word in str(error).lower() for word in _TORN_WORDS)
+        raise UnreadableImage(
+            "truncated_image" if torn else "unreadable_image", f"{image.format}, {type(error).__name__}"
+        ) from None
+    return _grey(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) where there is none or the block is damaged: the pixels are sound."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _grey(image: Image.Image) -> GreyImage:
+    mode = image.mode
+    if mode.startswith("I"):
+        return _scaled_to_8_bits(np.asarray(image))
+    if mode == "F":
+        raise UnreadableImage("unsupported_pixels", "floating point: the range of grey is not known")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        black = Image.new("RGBA", over.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, over).convert("RGB")
+    elif mode == "P":
+        image = image.convert("RGB")
+    return np.array(image.convert("L"), dtype=np.uint8)
+
+
+def _scaled_to_8_bits(values: NDArray[np.generic]) -> GreyImage:
+    """Integer grey [H, W] of up to 16 bits to uint8, linear, zero stays zero."""
+    wide = values.astype(np.int64)
+    lowest, highest = int(wide.min()), int(wide.max())
+    if lowest < 0 or highest > 65535:
+        raise UnreadableImage("unsupported_pixels", f"integer grey from {lowest} to {highest}")
+    depth = next(bits for bits in _BIT_DEPTHS if highest < 1 << bits)
+    top = (1 << depth) - 1
+    return ((wide * 255 + top // 2) // top).astype(np.uint8)

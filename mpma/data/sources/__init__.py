@@ -1,0 +1,181 @@
+"""The archive layouts that can be ingested, by name.
+
+Decisions: a layout is one entry here and one module, which is imported only when it is asked for; its
+options are a strict configuration class, so that a wrong `--set` is one line with the nearest key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomConfig
+from mpma.errors import UserError
+from mpma.strict import StrictConfig
+
+if TYPE_CHECKING:
+    from mpma.data.sources.contract import Source
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One archive layout as the ingest program offers it."""
+
+    name: str
+    description: str
+    """One line: what the root is expected to hold."""
+    options: type[StrictConfig]
+    """Configuration class of the layout's options."""
+    build: Callable[[Path | None, Any], Source]
+    """Source from a root and an instance of `options`. Raises `UserError` where the root does not fit."""
+    needs_root: bool = True
+    """False for a source that makes its pairs itself."""
+
+
+def build_source(name: str, root: str | Path | None = None, assignments: Iterable[str] = ()) -> Source:
+    """A source from what is typed: its name, its root and `key=value` options.
+
+    Args:
+        name: a key of `SOURCES`.
+        root: the archive's folder or table file.
+        assignments: options such as `columns.pair_id=image_id` or `filter=modality == XR`.
+
+    Raises:
+        UserError: an unknown name or option (the nearest known one is named), a value out of range, or a
+            root that is not this layout.
+    """
+    kind = source_kind(name)
+    options = parse_options(kind, assignments)
+    if kind.needs_root and root is None:
+        raise UserError(f"{name} needs a root", kind.description)
+    if root is not None and kind.needs_root and not Path(root).exists():
+        raise UserError(f"{root} does not exist", f"{name}: {kind.description}")
+    return kind.build(None if root is None else Path(root), options)
+
+
+def source_kind(name: str) -> SourceKind:
+    """The layout of that name. Raises `UserError` naming the nearest one."""
+    try:
+        return SOURCES[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        raise UserError(
+            f"{name} is no source; the sources are {', '.join(SOURCES)}",
+            f"did you mean {near[0]}?" if near else None,
+        ) from None
+
+
+def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
+    """The options of a layout from `key=value` lines; text stays text, `[a, b]` is a list, `null` is None."""
+    tree: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(
+                f"--set {text}: key=value is expected", f"for example --set {_keys(kind.options)[0]}=..."
+            )
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"--set {key}: {parent} is already given a value")
+        branch[leaf] = _value(key, value)
+    try:
+        return kind.options.model_validate(tree, strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _keys(kind.options)
+            near = difflib.get_close_matches(key, known, n=1) or [
+                name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+            ]
+            raise UserError(
+                f"--set {key}: {kind.name} has no such option",
+                f"the nearest known one is {near[0]}" if near else f"the options are {', '.join(known)}",
+            ) from None
+        raise UserError(f"--set {key}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _value(key: str, text: str) -> Any:
+    stripped = text.strip()
+    if stripped == "null":
+        return None
+    if stripped.startswith("[") and stripped.endswith("]"):
+        try:
+            return yaml.safe_load(stripped)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: the value is not a valid list", "for example [a, b]") from None
+    return text
+
+
+def _keys(model: type[StrictConfig], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, StrictConfig):
+            keys += _keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _openi(root: Path | None, options: OpeniOptions) -> Source:
+    from mpma.data.sources.openi import OpeniSource
+
+    assert root is not None
+    return OpeniSource.resolve(root, options)
+
+
+def _manifest(root: Path | None, options: ManifestOptions) -> Source:
+    from mpma.data.sources.manifest import ManifestSource
+
+    assert root is not None
+    return ManifestSource.resolve(root, options)
+
+
+def _phantom(root: Path | None, options: PhantomConfig) -> Source:
+    from mpma.data.sources.phantom import PhantomSource
+
+    return PhantomSource(
+        train_pairs=options.train_pairs,
+        val_pairs=options.val_pairs,
+        test_pairs=options.test_pairs,
+        size=options.size,
+        seed=options.seed,
+    )
+
+
+SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
+    {
+        "openi": SourceKind(
+            "openi",
+            "the Open-I folder with NLMCXR_png/ and ecgen-radiology/ or NLMCXR_reports.tgz",
+            OpeniOptions,
+            _openi,
+        ),
+        "manifest": SourceKind(
+            "manifest",
+            "a CSV, TSV or Parquet table of image paths or embedded images and reports, or a folder of them",
+            ManifestOptions,
+            _manifest,
+        ),
+        "phantom": SourceKind(
+            "phantom",
+            "synthetic radiographs with true reports, made on the spot; no root",
+            PhantomConfig,
+            _phantom,
+            needs_root=False,
+        ),
+    }
+)
+"""Every layout that `ingest` knows."""

@@ -1,0 +1,284 @@
+"""Open-I, the Indiana University chest X-ray collection, as the National Library of Medicine publishes it.
+
+Layout: `NLMCXR_reports.tgz` (one XML per study) or its unpacked folder `ecgen-radiology/`, and the PNG
+files of `NLMCXR_png.tgz`, unpacked in `NLMCXR_png/`.
+
+Decisions: unpacked reports win over the archive, which is otherwise read as it is; every image that a report
+lists is a candidate, and one that is not there is quarantined as missing; XML with a document type or an
+entity is refused, since the publisher's has none and it is how a small file grows without bound. The
+collection names studies, not patients: each study (`uId`) is taken for one patient, as everyone does; a
+person X-rayed twice would be in it twice. Labels are the major MeSH terms, `normal` alone is the empty list,
+`No Indexing` means not labelled. The XML does not say which image is which view, and the numbers in image
+names (`-1001`, `-2001`) do not reliably either: a table of views is used where one is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+import pyarrow as pa
+
+from mpma.data.sources.config import OpeniOptions
+from mpma.data.sources.contract import Item, Rejection
+from mpma.data.sources.paths import lexically_inside, read_inside
+from mpma.data.sources.values import as_text, as_view
+from mpma.errors import UserError
+
+REPORT_FOLDER: Final = "ecgen-radiology"
+REPORT_ARCHIVE: Final = "NLMCXR_reports.tgz"
+IMAGE_FOLDER: Final = "NLMCXR_png"
+VIEW_TABLES: Final = ("dicom_header_excerpt.csv", "indiana_projections.csv")
+MAX_REPORT_BYTES: Final = 4 * 1024 * 1024
+MAX_IMAGE_BYTES: Final = 256 * 1024 * 1024
+
+_LICENSES: Final = {
+    "by": "CC BY",
+    "bysa": "CC BY-SA",
+    "bync": "CC BY-NC",
+    "bynd": "CC BY-ND",
+    "byncsa": "CC BY-NC-SA",
+    "byncnd": "CC BY-NC-ND",
+}
+_EXTRA: Final = pa.schema(
+    [
+        pa.field("caption", pa.string()),
+        pa.field("indication", pa.string()),
+        pa.field("comparison", pa.string()),
+        pa.field("labels_auto", pa.list_(pa.string())),
+    ]
+)
+
+
+class _RefusedDeclarationError(Exception):
+    """A document type declaration, before any entity of it is read."""
+
+
+class _GuardedBuilder(ElementTree.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise _RefusedDeclarationError
+
+
+@dataclass(frozen=True)
+class OpeniSource:
+    """Open-I below `root`; `resolve` finds what the folder holds."""
+
+    root: Path
+    reports: Path
+    images: Path
+    views: dict[str, str] = field(repr=False)
+    views_table: str = ""
+    unpacked_wins: bool = False
+    name: str = "openi"
+
+    @classmethod
+    def resolve(cls, root: str | Path, options: OpeniOptions | None = None) -> OpeniSource:
+        """Find reports, images and views below `root`. Raises `UserError` naming what was looked for."""
+        options = options or OpeniOptions()
+        base = Path(root)
+        if not base.is_dir():
+            raise UserError(
+                f"{base} is not a folder",
+                "the root of openi is the folder that holds NLMCXR_png/ and the reports",
+            )
+        folder, archive = base / REPORT_FOLDER, base / REPORT_ARCHIVE
+        if options.reports is not None:
+            reports = _chosen(base, "reports", options.reports)
+        elif folder.is_dir() and any(folder.glob("*.xml")):
+            reports = folder
+        elif archive.is_file():
+            reports = archive
+        else:
+            raise UserError(
+                f"{base} holds no Open-I reports: neither {REPORT_FOLDER}/*.xml nor {REPORT_ARCHIVE}",
+                "download NLMCXR_reports.tgz from openi.nlm.nih.gov, or name it: --set reports=FOLDER_OR_TGZ",
+            )
+        if options.images is not None:
+            images = _chosen(base, "images", options.images)
+        else:
+            images = base / IMAGE_FOLDER if (base / IMAGE_FOLDER).is_dir() else base
+        if not images.is_dir() or not any(images.glob("*.png")):
+            raise UserError(
+                f"{images} holds no PNG images",
+                f"unpack NLMCXR_png.tgz into {base / IMAGE_FOLDER}, or name the folder: --set images=FOLDER",
+            )
+        table = _chosen(base, "views", options.views) if options.views is not None else _first_table(base)
+        return cls(
+            root=base,
+            reports=reports,
+            images=images,
+            views={} if table is None else _read_views(table),
+            views_table="" if table is None else table.name,
+            unpacked_wins=reports == folder and archive.is_file(),
+        )
+
+    def assumptions(self) -> list[str]:
+        lines = [f"reports are read from {self.reports.name}"]
+        if self.unpacked_wins:
+            lines[0] += f" (unpacked reports win over {REPORT_ARCHIVE}, which is not read)"
+        lines.append("one study is one patient: the collection names no patients")
+        lines.append("labels are the major MeSH terms: `normal` is the empty list, `No Indexing` no labels")
+        if self.views_table:
+            lines.append(f"views are read from {self.views_table} ({len(self.views)} images have one)")
+        else:
+            lines.append(f"views are unknown: neither {' nor '.join(VIEW_TABLES)} is there")
+        return lines
+
+    def extra_schema(self) -> pa.Schema:
+        return _EXTRA
+
+    def items(self) -> Iterator[Item | Rejection]:
+        present = {entry.name for entry in self.images.iterdir() if entry.suffix.lower() == ".png"}
+        for name, data in self._report_files():
+            if data is None:
+                yield Rejection(name, "", "unreadable_report", f"more than {MAX_REPORT_BYTES} bytes")
+                continue
+            try:
+                study = ElementTree.fromstring(data, parser=ElementTree.XMLParser(target=_GuardedBuilder()))
+            except _RefusedDeclarationError:
+                yield Rejection(name, "", "unreadable_report", "declares a document type or entities")
+                continue
+            except (ElementTree.ParseError, ValueError, LookupError) as error:
+                yield Rejection(name, "", "unreadable_report", f"not XML: {type(error).__name__}")
+                continue
+            yield from self._study_items(name, study, present)
+
+    def load_image(self, item: Item) -> bytes:
+        return read_inside(self.images, item.locator["file"], MAX_IMAGE_BYTES)
+
+    def _study_items(
+        self, name: str, study: ElementTree.Element, present: set[str]
+    ) -> Iterator[Item | Rejection]:
+        identity = study.find("uId")
+        study_id = "" if identity is None else as_text(identity.get("id"))
+        if not study_id:
+            yield Rejection(name, "", "unreadable_report", "no uId")
+            return
+        texts = [(_label(part), _text(part)) for part in study.iter("AbstractText")]
+        sections = {label: text for label, text in texts if text}
+        terms = [_text(term) for term in study.findall("MeSH/major")]
+        license_code = as_text(study.findtext("ccLicense")).lower()
+        for image in study.iter("parentImage"):
+            image_id = as_text(image.get("id"))
+            file = f"{image_id}.png"
+            path = f"{self.images.name}/{file}" if self.images != self.root else file
+            if "/" in image_id or not lexically_inside(file):
+                yield Rejection(name, image_id, "outside_root", "an image id that leads elsewhere")
+                continue
+            if file not in present:
+                yield Rejection(path, image_id, "missing_image", f"listed in {name}")
+                continue
+            yield Item(
+                pair_id=image_id,
+                patient_id=study_id,
+                study_id=study_id,
+                report="\n".join(f"{label}: {text}" for label, text in texts if text),
+                path=path,
+                locator={"file": file},
+                findings=sections.get("FINDINGS", ""),
+                impression=sections.get("IMPRESSION", ""),
+                view=self.views.get(image_id, "unknown"),
+                labels=_labels(terms),
+                license=_LICENSES.get(license_code, license_code) + _version(study),
+                source="openi",
+                extra={
+                    "caption": _text(image.find("caption")),
+                    "indication": sections.get("INDICATION"),
+                    "comparison": sections.get("COMPARISON"),
+                    "labels_auto": [_text(term) for term in study.findall("MeSH/automatic")],
+                },
+            )
+
+    def _report_files(self) -> Iterator[tuple[str, bytes | None]]:
+        """Name and bytes of each report in order of its number; None for bytes beyond the limit."""
+        if self.reports.is_dir():
+            for file in sorted(self.reports.glob("*.xml"), key=lambda path: _by_number(path.name)):
+                too_large = file.stat().st_size > MAX_REPORT_BYTES
+                yield f"{self.reports.name}/{file.name}", None if too_large else file.read_bytes()
+            return
+        try:
+            # Read in the archive's own order: a compressed archive cannot be sought without starting over.
+            with tarfile.open(self.reports, "r:*") as archive:
+                for member in archive:
+                    if not member.isfile() or not member.name.endswith(".xml"):
+                        continue
+                    stream = archive.extractfile(member) if member.size <= MAX_REPORT_BYTES else None
+                    yield f"{self.reports.name}:{member.name}", None if stream is None else stream.read()
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise UserError(
+                f"{self.reports} cannot be read to its end ({type(error).__name__})", "download it again"
+            ) from None
+
+
+def _chosen(base: Path, option: str, relative: str) -> Path:
+    chosen = base / relative
+    if not chosen.exists():
+        raise UserError(f"{option}: {chosen} does not exist", f"{option} is relative to {base}")
+    return chosen
+
+
+def _first_table(base: Path) -> Path | None:
+    return next((base / name for name in VIEW_TABLES if (base / name).is_file()), None)
+
+
+def _read_views(table: Path) -> dict[str, str]:
+    """Image id to view, unknown ones left out."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"views: {table} is not a readable CSV ({type(error).__name__})") from None
+    names = {_plain(name): name for name in (rows[0] if rows else {}) if name}
+    image = next((names[key] for key in ("imageid", "image", "filename", "id") if key in names), None)
+    view = next((names[key] for key in ("viewposition", "projection", "view") if key in names), None)
+    if rows and (image is None or view is None):
+        raise UserError(
+            f"views: {table} has no column for the {'image' if image is None else 'view'}",
+            "columns such as imageid and View Position, or filename and projection, are read",
+        )
+    found = {_image_id(row[image]): as_view(row[view]) for row in rows if image and view and row[image]}
+    return {image_id: view for image_id, view in found.items() if view != "unknown"}
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _image_id(name: str) -> str:
+    """An image's id from the forms in use: `CXR1_1_IM-0001-3001`, `1_IM-0001-4001.dcm.png`."""
+    stem = name.strip()
+    for suffix in (".png", ".dcm"):
+        stem = stem.removesuffix(suffix)
+    return stem if stem.startswith("CXR") else f"CXR{stem}"
+
+
+def _labels(terms: list[str]) -> tuple[str, ...] | None:
+    found = tuple(dict.fromkeys(term for term in terms if term))
+    if not found or found == ("No Indexing",):
+        return None
+    return tuple(term for term in found if term.lower() not in ("normal", "no indexing"))
+
+
+def _label(part: ElementTree.Element) -> str:
+    return as_text(part.get("Label")).upper()
+
+
+def _text(part: ElementTree.Element | None) -> str:
+    return "" if part is None else "".join(part.itertext()).strip()
+
+
+def _version(study: ElementTree.Element) -> str:
+    """The licence's version, from its address: ` 4.0`."""
+    steps = [step for step in as_text(study.findtext("licenseURL")).split("/") if step]
+    return f" {steps[-1]}" if steps and steps[-1].replace(".", "").isdigit() else ""
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    stem = name.partition(".")[0]
+    return (int(stem) if stem.isdigit() else 1 << 60, name)
