@@ -10,16 +10,32 @@ These calls stay outside compiled graphs: a collective inside would have to be t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# A plain module variable: compiled code can guard on it, which it cannot on a context variable.
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this worker counts as the only one: losses are those of its own pairs, without collectives."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
 
 def rank_and_world() -> tuple[int, int]:
-    """This worker's rank and the number of workers; (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
+    """This worker's rank and the number of workers; (0, 1) without a process group and inside `alone`."""
+    if not _alone and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 

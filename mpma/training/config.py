@@ -95,6 +95,9 @@ class ValidationConfig(StrictConfig):
     """Most pairs on which visual gain is measured. """
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Pairs embedded at a time."""
+    cache_bytes: int = Field(default=1024**3, ge=0)
+    """Most memory in which a worker keeps the decoded pictures of its share between validations; what does
+    not fit is decoded again each time."""
     seed: int = Field(default=0, ge=0)
     """Seed of gallery, masks and derangement, independent of training.seed so that runs compare."""
 
