@@ -1,0 +1,122 @@
+"""What is counted about pairs while they are written: exact, and the same in whatever order parts end.
+
+Decisions: grey levels are counted as a histogram of integers, so that sums over shards are exact and
+the mean does not depend on how the work was shared out; medians come from histograms of sides for the
+same reason; patients and studies are sets of keyed hashes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpma.data.dataset_info import ImagesInfo
+
+
+@dataclass
+class PairStatistics:
+    """Counts over some pairs of one split. `add` and `merge` commute."""
+
+    pairs: int = 0
+    labelled_pairs: int = 0
+    patients: set[str] = field(default_factory=set)
+    studies: set[str] = field(default_factory=set)
+    grey_levels: list[int] = field(default_factory=lambda: [0] * 256)
+    short_sides: Counter[int] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    licenses: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Mapping[str, Any], levels: np.ndarray) -> None:
+        """Count one pair; `levels` int64 [256] is how many pixels have each grey level."""
+        self.pairs += 1
+        self.patients.add(row["patient_id"])
+        self.studies.add(row["study_id"])
+        self.grey_levels = [a + b for a, b in zip(self.grey_levels, levels.tolist(), strict=True)]
+        self.short_sides[min(row["width"], row["height"])] += 1
+        self.sources[row["source"]] += 1
+        self.licenses[row["license"]] += 1
+        if row["labels"] is not None:
+            self.labelled_pairs += 1
+            self.labels.update(set(row["labels"]))
+
+    def merge(self, other: PairStatistics) -> None:
+        """Add the counts of another part of the same split."""
+        self.pairs += other.pairs
+        self.labelled_pairs += other.labelled_pairs
+        self.patients |= other.patients
+        self.studies |= other.studies
+        self.grey_levels = [a + b for a, b in zip(self.grey_levels, other.grey_levels, strict=True)]
+        for name in ("short_sides", "labels", "sources", "licenses"):
+            getattr(self, name).update(getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` turns them back."""
+        return {
+            "pairs": self.pairs,
+            "labelled_pairs": self.labelled_pairs,
+            "patients": sorted(self.patients),
+            "studies": sorted(self.studies),
+            "grey_levels": self.grey_levels,
+            "short_sides": sorted(self.short_sides.items()),
+            "labels": sorted(self.labels.items()),
+            "sources": sorted(self.sources.items()),
+            "licenses": sorted(self.licenses.items()),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PairStatistics:
+        """The statistics that `to_json` wrote."""
+        counters = {
+            name: Counter(dict(data[name])) for name in ("short_sides", "labels", "sources", "licenses")
+        }
+        return cls(
+            pairs=data["pairs"],
+            labelled_pairs=data["labelled_pairs"],
+            patients=set(data["patients"]),
+            studies=set(data["studies"]),
+            grey_levels=list(data["grey_levels"]),
+            **counters,
+        )
+
+    def images(self) -> ImagesInfo:
+        """Grey mean and deviation over all pixels scaled 0..1, and shorter sides; at least one pair."""
+        pixels = sum(self.grey_levels)
+        mean = sum(level * count for level, count in enumerate(self.grey_levels)) / pixels
+        square = sum(level * level * count for level, count in enumerate(self.grey_levels)) / pixels
+        return ImagesInfo(
+            grey_mean=mean / 255,
+            grey_deviation=math.sqrt(max(square - mean * mean, 0.0)) / 255,
+            short_side_median=quantile(self.short_sides, 0.5),
+            short_side_min=min(self.short_sides),
+            short_side_max=max(self.short_sides),
+        )
+
+
+def grey_histogram(grey: np.ndarray) -> np.ndarray:
+    """int64 [256]: pixels of a uint8 image by grey level."""
+    return np.bincount(grey.reshape(-1), minlength=256)
+
+
+def quantile(counts: Mapping[int, int], fraction: float) -> int:
+    """The smallest value that at least `fraction` of the counted values do not exceed; 0 for none."""
+    total = sum(counts.values())
+    passed = 0
+    for value in sorted(counts):
+        passed += counts[value]
+        if passed >= fraction * total:
+            return value
+    return 0
+
+
+def merged(parts: Iterable[PairStatistics]) -> PairStatistics:
+    """The sum of several parts."""
+    total = PairStatistics()
+    for part in parts:
+        total.merge(part)
+    return total

@@ -1,0 +1,220 @@
+"""Files of a dataset on any pyarrow filesystem: written whole or not at all, hashed as they are written.
+
+Decisions: a local file is written under a temporary name, synchronised and renamed, so that a killed
+process leaves no half file under a final name; an object store shows an object only when its upload
+ends, so there the final name is written directly. Nothing appends and nothing depends on renaming
+where a store cannot do it. Local directories get mode 0700 and files 0600: what stands in them is
+confidential. The hash is taken of the bytes on their way out, so no file is read again for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from mpma.errors import JobError, UserError
+
+TEMPORARY_SUFFIX = ".unfinished"
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What was written: name relative to the storage's root, length in bytes, hex SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class HashingSink(io.RawIOBase):
+    """A writable file that counts and hashes what passes through it."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        self._target = target
+        self._hash = hashlib.sha256()
+        self._length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._target.write(view)
+        self._hash.update(view)
+        self._length += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._length
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A directory on a pyarrow filesystem. Picklable, so that tasks on other machines can write into it."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    location: str
+    """As the user wrote it; messages name files by it."""
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def described(self, name: str = "") -> str:
+        """The file's name for a message."""
+        return f"{self.location.rstrip('/')}/{name}" if name else self.location
+
+    @property
+    def name(self) -> str:
+        """Last part of the place."""
+        return self.root.rsplit("/", 1)[-1]
+
+    def child(self, name: str) -> Storage:
+        """The directory `name` inside, as a storage of its own."""
+        return Storage(self.filesystem, self.path(name), self.described(name))
+
+    def names(self) -> list[str]:
+        """Names directly inside, sorted; empty where the directory is absent."""
+        selector = pafs.FileSelector(self.root, recursive=False, allow_not_found=True)
+        return sorted(item.base_name for item in self.filesystem.get_file_info(selector))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Length in bytes of every file below `folder`, by name relative to the root."""
+        selector = pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
+        start = len(self.root) + 1
+        found = self.filesystem.get_file_info(selector)
+        return {item.path[start:]: item.size for item in found if item.type == pafs.FileType.File}
+
+    def exists(self, name: str = "") -> bool:
+        return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def read(self, name: str) -> bytes:
+        """Whole content of a file; OSError where it is missing."""
+        with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
+            return stream.read()
+
+    def hash_file(self, name: str) -> str:
+        """Hex SHA-256 of a file, read in blocks of 4 MiB."""
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def make_directory(self, name: str = "") -> None:
+        path = self.path(name)
+        if self.is_local:
+            os.makedirs(path, exist_ok=True)
+            os.chmod(path, 0o700)
+            _synchronise_directory(os.path.dirname(path))
+        else:
+            self.filesystem.create_dir(path, recursive=True)
+
+    def delete(self, name: str) -> None:
+        if self.exists(name):
+            self.filesystem.delete_file(self.path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a directory with all that is in it; absent is fine."""
+        kind = self.filesystem.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif kind == pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[HashingSink]:
+        """A sink whose content appears under `name` when the block ends well, and never otherwise.
+
+        Raises `JobError` where the disk is full or the place cannot be written.
+        """
+        try:
+            with self._new_local_file(name) if self.is_local else self._new_object(name) as sink:
+                yield sink
+        except OSError as error:
+            raise JobError(
+                f"cannot write {self.described(name)}: {error.strerror or type(error).__name__}",
+                "make room or choose another place, then run the same command again",
+            ) from error
+
+    def write(self, name: str, data: bytes) -> WrittenFile:
+        """Write a small file whole."""
+        with self.new_file(name) as sink:
+            sink.write(data)
+        return WrittenFile(name, sink.tell(), sink.sha256)
+
+    @contextmanager
+    def _new_local_file(self, name: str) -> Iterator[HashingSink]:
+        final = self.path(name)
+        temporary = f"{final}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+                yield HashingSink(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _synchronise_directory(os.path.dirname(final))
+
+    @contextmanager
+    def _new_object(self, name: str) -> Iterator[HashingSink]:
+        stream = self.filesystem.open_output_stream(self.path(name), compression=None)
+        try:
+            yield HashingSink(stream)
+        except BaseException:
+            # Closing is the only way to end an upload, and it publishes what was sent so far.
+            stream.close()
+            self.delete(name)
+            raise
+        stream.close()
+
+
+def open_storage(location: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None) -> Storage:
+    """A storage at a local path or a URI that pyarrow can open; nothing is created or read.
+
+    Raises `UserError` where the URI's scheme is unknown.
+    """
+    text = os.fspath(location)
+    if filesystem is not None:
+        return Storage(filesystem, text.rstrip("/"), text)
+    if "://" not in text:
+        return Storage(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()), text)
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"{text}: no filesystem for the scheme '{text.split('://')[0]}'",
+            "give a local path or a URI of file://, s3://, gs://, abfs:// or hdfs://",
+        ) from error
+    return Storage(filesystem, root.rstrip("/"), text)
+
+
+def _synchronise_directory(path: str) -> None:
+    # The rename itself is only safe from a power cut once the directory is written too.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
