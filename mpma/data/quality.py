@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from mpma.data.pairs import SPLITS, VIEWS, model_text
 from mpma.data.sections import collapse_marks, parse_sections
-from mpma.data.sources.contract import Item, Rejection, UnreadableImage
+from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
 from mpma.strict import StrictConfig
 
 REASONS: Final[Mapping[str, str]] = MappingProxyType(
@@ -52,6 +52,7 @@ REASONS: Final[Mapping[str, str]] = MappingProxyType(
         "duplicate_id": "another row had this id before",
         "patient_in_two_splits": "the patient's rows are given to more than one split",
         "unknown_split": "the row's split is none of train, val, test",
+        "unreadable_row": "the row of the table has another number of cells than its header",
         "wrong_type": "a value of the row is not of the kind its column promises",
         # the place
         "outside_root": "the path leads out of the archive's folder",
@@ -184,15 +185,13 @@ class CrossRowChecks:
         return item.split or self._split_of.get(item.patient_id)
 
 
-def checked(
-    items: Iterable[Item | Rejection], config: QualityConfig | None = None
-) -> Iterator[Item | Rejection]:
-    """All checks but those of pixels, over a list that can be walked twice; the order is kept."""
+def checked_items(source: Source, config: QualityConfig | None = None) -> Iterator[Item | Rejection]:
+    """What a source lists, after all checks but those of pixels; it is listed twice, the order is kept."""
     checks = CrossRowChecks()
-    for item in items:
+    for item in source.items():
         if isinstance(item, Item):
             checks.observe(item)
-    for item in items:
+    for item in source.items():
         if isinstance(item, Rejection):
             yield item
         else:

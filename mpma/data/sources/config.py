@@ -80,6 +80,8 @@ class ManifestOptions(StrictConfig):
     """Labels that mean an empty list, in any case."""
     license: str = ""
     """Licence of rows whose table does not say."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character between the cells of text tables. None: a tab in .tsv files, a comma in .csv files."""
     encoding: str = "utf-8"
     """Character encoding of CSV and TSV files."""
     max_image_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)

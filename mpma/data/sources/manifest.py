@@ -1,0 +1,285 @@
+"""A user's own table: image files or embedded images, reports, and whatever else it holds.
+
+Decisions: as little as possible must be typed, so usual column names, embedded images, splits in a
+column or in file names are recognised, and everything that was so assumed is said before work begins;
+what cannot be assumed safely (who the patient is) is asked for. Tables are read in batches and never
+with their images; an embedded image is fetched by its row group and row when it is loaded. Columns that
+are none of a pair's own are kept with their types. A path may not leave the image folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mpma.data.quality import is_missing
+from mpma.data.sources.config import ManifestOptions
+from mpma.data.sources.contract import Item, Rejection
+from mpma.data.sources.manifest_columns import (
+    RECOMPUTED,
+    ResolvedColumns,
+    describe_columns,
+    image_column_path,
+    resolve_columns,
+)
+from mpma.data.sources.paths import forward, lexically_inside, read_inside
+from mpma.data.sources.row_filter import Expression, check_filter, filter_columns, filter_mask, parse_filter
+from mpma.data.sources.tables import BrokenRow, Rows, Table, find_tables, read_cell
+from mpma.data.sources.values import as_labels, as_split, as_text, as_view, split_in_name
+from mpma.errors import UserError
+
+
+@dataclass(frozen=True)
+class ManifestTable:
+    """One table of the manifest, its columns understood."""
+
+    table: Table
+    columns: ResolvedColumns
+    split: str | None
+    """The split that its file name gives, where that is used."""
+
+    @property
+    def name(self) -> str:
+        return self.table.file.name
+
+
+@dataclass(frozen=True)
+class ManifestSource:
+    """Pairs of one or more tables; `resolve` reads their columns."""
+
+    root: Path
+    image_root: Path
+    tables: tuple[ManifestTable, ...]
+    options: ManifestOptions
+    row_filter: Expression | None
+    extra: pa.Schema
+    name: str = "manifest"
+
+    @classmethod
+    def resolve(cls, root: str | Path, options: ManifestOptions | None = None) -> ManifestSource:
+        """Open the tables of a root. Raises `UserError` naming the file, column or option at fault."""
+        options = options or ManifestOptions()
+        base = Path(root)
+        files = find_tables(base, options.tables)
+        image_root = base if base.is_dir() else base.parent
+        if options.image_root is not None:
+            image_root = image_root / options.image_root
+            if not image_root.is_dir():
+                raise UserError(
+                    f"image_root: {image_root} is not a folder", "it is relative to the table's folder"
+                )
+        row_filter = None if options.filter is None else parse_filter(options.filter)
+        opened = [Table.open(file, options.delimiter, options.encoding) for file in files]
+        columns = [
+            resolve_columns(table.file, table.schema, options.columns, options.patient_per_row)
+            for table in opened
+        ]
+        if row_filter is not None:
+            for table in opened:
+                check_filter(row_filter, table.schema)
+        splits: list[str | None] = [None] * len(files)
+        if options.splits == "keep" and not any("split" in found.of for found in columns):
+            named = [split_in_name(file.name.partition(".")[0]) for file in files]
+            # A name for some tables and none for others says too little to draw the rest by.
+            splits = list(named) if all(named) else splits
+        tables = tuple(map(ManifestTable, opened, columns, splits))
+        return cls(base, image_root, tables, options, row_filter, _extra_schema(tables))
+
+    def assumptions(self) -> list[str]:
+        first, *others = self.tables
+        rows = sum(found.table.rows_in_file for found in self.tables)
+        lines = [f"{rows} rows in {', '.join(found.name for found in self.tables)}"]
+        lines += describe_columns(first.columns, self.options.columns)
+        lines += [
+            f"{other.name} has other columns: {', '.join(f'{k} = {v}' for k, v in other.columns.of.items())}"
+            for other in others
+            if other.columns.of != first.columns.of
+        ]
+        if self.extra.names:
+            lines.append(f"kept as they are: {', '.join(self.extra.names)}")
+        lines.append(self._about_splits())
+        if "patient_id" not in first.columns.of:
+            lines.append(
+                "EVERY ROW IS TAKEN FOR A PATIENT OF ITS OWN (patient_per_row): "
+                "if a patient has two rows, they may stand in two splits"
+            )
+        if "labels" in first.columns.of and self.options.nothing_found:
+            lines.append(f"labels that mean nothing was found: {', '.join(self.options.nothing_found)}")
+        if any(name in found.table.schema.names for found in self.tables for name in RECOMPUTED):
+            lines.append(f"{' and '.join(RECOMPUTED)} are those of the stored images")
+        if "path" in first.columns.of:
+            lines.append(f"image paths are relative to {self.image_root}")
+        if self.row_filter is not None:
+            lines.append(f"the filter {self.options.filter} keeps {self.count_kept()} of {rows} rows")
+        return lines
+
+    def extra_schema(self) -> pa.Schema:
+        return self.extra
+
+    def count_kept(self) -> int:
+        """How many rows the filter keeps, from its own columns alone."""
+        if self.row_filter is None:
+            return sum(found.table.rows_in_file for found in self.tables)
+        columns = filter_columns(self.row_filter)
+        kept = 0
+        for found in self.tables:
+            for rows in found.table.rows(columns):
+                if isinstance(rows, Rows):
+                    mask = filter_mask(self.row_filter, found.table.typed(rows.batch, columns))
+                    kept += pc.sum(mask).as_py() or 0
+        return kept
+
+    def items(self) -> Iterator[Item | Rejection]:
+        for index, found in enumerate(self.tables):
+            listed = found.columns.listed
+            filtered = () if self.row_filter is None else filter_columns(self.row_filter)
+            for rows in found.table.rows(list(dict.fromkeys((*listed, *filtered)))):
+                if isinstance(rows, BrokenRow):
+                    where = f"{found.name}, line {rows.line}" if rows.line else found.name
+                    yield Rejection(where, "", "unreadable_row", f"{rows.cells} cells")
+                else:
+                    yield from self._batch_items(index, found, rows, filtered)
+
+    def load_image(self, item: Item) -> bytes:
+        if "path" in item.locator:
+            return read_inside(self.image_root, item.locator["path"], self.options.max_image_bytes)
+        found = self.tables[item.locator["table"]]
+        column = found.columns.of["image"]
+        path = image_column_path(column, found.table.schema.field(column).type)
+        data = read_cell(found.table.file, path, item.locator["row_group"], item.locator["row"])
+        if data is None:
+            raise FileNotFoundError("the row's image is null")
+        return data
+
+    def _batch_items(
+        self, index: int, found: ManifestTable, rows: Rows, filtered: tuple[str, ...]
+    ) -> Iterator[Item | Rejection]:
+        positions = range(rows.batch.num_rows)
+        batch = rows.batch
+        if self.row_filter is not None:
+            mask = filter_mask(self.row_filter, found.table.typed(batch, filtered))
+            positions = pc.indices_nonzero(mask).to_pylist()
+            batch = batch.filter(mask)
+        of = found.columns.of
+        cells = {field: batch.column(column).to_pylist() for field, column in of.items() if field != "image"}
+        extra = self._extra_cells(found, batch)
+        for row, position in enumerate(positions):
+            values = {field: column[row] for field, column in cells.items()}
+            number = rows.first + position
+            place = {"table": index, "row_group": rows.row_group, "row": rows.first_in_group + position}
+            yield self._item(
+                found, number, place, values, {name: column[row] for name, column in extra.items()}
+            )
+
+    def _extra_cells(self, found: ManifestTable, batch: pa.RecordBatch) -> dict[str, list[Any]]:
+        """Every extra column of the source by its stored name; null where this table has none of it."""
+        cells: dict[str, list[Any]] = {}
+        for field in self.extra:
+            column = found.columns.extra.get(field.name)
+            if column is None:
+                cells[field.name] = [None] * batch.num_rows
+            else:
+                cells[field.name] = found.table.typed(batch, [column]).column(0).cast(field.type).to_pylist()
+        return cells
+
+    def _item(
+        self,
+        found: ManifestTable,
+        number: int,
+        place: dict[str, int],
+        values: dict[str, Any],
+        extra: dict[str, Any],
+    ) -> Item | Rejection:
+        where = f"{found.name}, row {number + 1}"
+        embedded = "image" in found.columns.of
+        path = forward(as_text(values.get("path"))) if not embedded else ""
+        pair_id = as_text(values["pair_id"]) if "pair_id" in values else path or f"{found.name}-{number + 1}"
+        if not embedded:
+            if not path:
+                return Rejection(where, pair_id, "missing_image", "the row names no image")
+            if not lexically_inside(path):
+                return Rejection(path, pair_id, "outside_root", where)
+        if not pair_id:
+            return Rejection(path or where, "", "missing_id", where)
+        patient_id = as_text(values["patient_id"]) if "patient_id" in values else pair_id
+        if not patient_id:
+            return Rejection(path or where, pair_id, "missing_patient", where)
+        split = found.split
+        if self.options.splits == "keep" and not is_missing(values.get("split")):
+            split = as_split(values["split"])
+            if split is None:
+                return Rejection(path or where, pair_id, "unknown_split", where)
+        findings, impression = _section(values.get("findings")), _section(values.get("impression"))
+        return Item(
+            pair_id=pair_id,
+            patient_id=patient_id,
+            study_id=as_text(values.get("study_id")) or pair_id,
+            report=_report(values, findings, impression),
+            path=path or where,
+            locator=place if embedded else {"path": path},
+            findings=findings,
+            impression=impression,
+            view=as_view(values.get("view")),
+            labels=as_labels(values.get("labels"), self.options.label_separators, self.options.nothing_found),
+            split=split,
+            license=as_text(values.get("license")) or self.options.license,
+            source=as_text(values.get("source")),
+            extra=extra,
+        )
+
+    def _about_splits(self) -> str:
+        if self.options.splits == "ignore":
+            return "given splits are ignored: patients are drawn"
+        by_column = [found for found in self.tables if "split" in found.columns.of]
+        if by_column:
+            return f"splits are kept from the column {by_column[0].columns.of['split']}"
+        if self.tables[0].split is not None:
+            pairs = ", ".join(f"{found.name} = {found.split}" for found in self.tables)
+            return f"splits are kept from the file names: {pairs}"
+        some = [found.name for found in self.tables if split_in_name(found.name.partition(".")[0])]
+        if some:
+            return f"patients are drawn: of {len(self.tables)} tables only {', '.join(some)} names a split"
+        return "no split is given: patients are drawn"
+
+
+def _section(value: Any) -> str | None:
+    return None if is_missing(value) else as_text(value)
+
+
+def _report(values: dict[str, Any], findings: str | None, impression: str | None) -> str:
+    if "report" in values:
+        return as_text(values["report"])
+    sections = (("FINDINGS", findings), ("IMPRESSION", impression))
+    return "\n".join(f"{name}: {text}" for name, text in sections if text)
+
+
+def _extra_schema(tables: tuple[ManifestTable, ...]) -> pa.Schema:
+    """One type per extra column over all tables: the widest, or text where they do not agree."""
+    kinds: dict[str, list[tuple[str, pa.DataType]]] = {}
+    for found in tables:
+        for stored, column in found.columns.extra.items():
+            kind = found.table.schema.field(column).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            kinds.setdefault(stored, []).append((found.name, kind))
+    return pa.schema([pa.field(stored, _common(stored, given)) for stored, given in kinds.items()])
+
+
+def _common(stored: str, given: list[tuple[str, pa.DataType]]) -> pa.DataType:
+    kinds = list(dict.fromkeys(kind for _, kind in given if not pa.types.is_null(kind)))
+    if not kinds:
+        return pa.string()
+    if len(kinds) == 1:
+        return kinds[0]
+    try:
+        unified = pa.unify_schemas([pa.schema([("x", kind)]) for kind in kinds], promote_options="permissive")
+        return unified.field(0).type
+    except pa.ArrowException:
+        if any(pa.types.is_nested(kind) or pa.types.is_binary(kind) for kind in kinds):
+            names = ", ".join(f"{kind} in {name}" for name, kind in given)
+            raise UserError(f"column {stored!r} has no common type: {names}") from None
+        return pa.string()

@@ -1,0 +1,288 @@
+"""Tables of an archive, read in batches: CSV, TSV and Parquet behind one small interface.
+
+Decisions: a table is never held whole, and image columns are not touched while rows are listed; text
+tables are read as text, and a column becomes numbers only where every cell of the whole file survives
+the round trip, so that the patient `007` stays `007` and no type hangs on what the first block held. A
+text row with too many or too few cells is handed on as a number, not skipped in silence.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from mpma.errors import UserError
+
+TEXT_SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+PARQUET_SUFFIXES: Final = (".parquet", ".pq")
+_BATCH_ROWS: Final = 2048
+_IMAGE_ROWS: Final = 16
+_BLOCK_BYTES: Final = 8 * 1024 * 1024
+_NUMBER: Final = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A run of a table's rows."""
+
+    first: int
+    """Number of the first row in the table, from 0."""
+    row_group: int
+    """Parquet row group; 0 in text tables."""
+    first_in_group: int
+    batch: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A text row with another number of cells than the header."""
+
+    line: int
+    cells: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table file: where it is, how it is read, and the columns it has."""
+
+    file: Path
+    schema: pa.Schema
+    """Columns with their types, in the order of the file."""
+    rows_in_file: int
+    delimiter: str = ""
+    """Empty for Parquet."""
+    encoding: str = "utf-8"
+
+    @classmethod
+    def open(cls, file: Path, delimiter: str | None = None, encoding: str = "utf-8") -> Table:
+        """Read a table's columns. Raises `UserError` naming the file where it cannot be read."""
+        if file.name.lower().endswith(PARQUET_SUFFIXES):
+            with _readable(file), pq.ParquetFile(file) as parquet:
+                _refuse_repeated(file, parquet.schema_arrow.names)
+                return cls(file, parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows)
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise UserError(f"encoding: {encoding!r} is not known", "for example utf-8 or latin-1") from None
+        separator = delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
+        table = cls(file, pa.schema([]), 0, separator, encoding)
+        return table._with_types()
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Rows | BrokenRow]:
+        """The table's rows in order, with these columns only; the cells of text tables as text.
+
+        Raises `UserError` where the table cannot be read.
+        """
+        with _readable(self.file):
+            yield from self._text_rows(columns) if self.delimiter else self._parquet_rows(columns)
+
+    def typed(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+        """Some columns of a batch of `rows`, with the types of `schema`."""
+        arrays = [batch.column(name).cast(self.schema.field(name).type) for name in columns]
+        return pa.RecordBatch.from_arrays(arrays, names=list(columns))
+
+    def _parquet_rows(self, columns: Sequence[str]) -> Iterator[Rows]:
+        first = 0
+        with pq.ParquetFile(self.file) as parquet:
+            for group in range(parquet.num_row_groups):
+                first_in_group = 0
+                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns)):
+                    yield Rows(first, group, first_in_group, batch)
+                    first += batch.num_rows
+                    first_in_group += batch.num_rows
+
+    def _text_rows(self, columns: Sequence[str]) -> Iterator[Rows | BrokenRow]:
+        first = 0
+        broken: list[BrokenRow] = []
+        for batch in self._text_batches(list(columns), broken):
+            yield from _drained(broken)
+            yield Rows(first, 0, first, batch)
+            first += batch.num_rows
+        yield from _drained(broken)
+
+    def _text_batches(
+        self, columns: list[str] | None, broken: list[BrokenRow] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        def note(row: Any) -> str:
+            if broken is not None:
+                broken.append(BrokenRow(int(row.number or 0), int(row.actual_columns)))
+            return "skip"
+
+        names = self._header()
+        # Columns without a name (a trailing comma) hold nothing that could be asked for.
+        wanted = [name for name in (names if columns is None else columns) if name]
+        with pacsv.open_csv(
+            self.file,
+            read_options=pacsv.ReadOptions(
+                use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding, column_names=None
+            ),
+            parse_options=pacsv.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note
+            ),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=wanted,
+                strings_can_be_null=True,
+            ),
+        ) as reader:
+            yield from reader
+
+    def _header(self) -> list[str]:
+        with pacsv.open_csv(
+            self.file,
+            read_options=pacsv.ReadOptions(
+                use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding
+            ),
+            parse_options=pacsv.ParseOptions(
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+            ),
+        ) as reader:
+            return list(reader.schema.names)
+
+    def _with_types(self) -> Table:
+        """The same text table with the types that all of its cells allow, in one pass."""
+        with _readable(self.file):
+            names = [name for name in self._header() if name]
+            _refuse_repeated(self.file, names)
+            candidates: dict[str, list[pa.DataType]] = {name: [pa.int64(), pa.float64()] for name in names}
+            filled = dict.fromkeys(names, False)
+            count = 0
+            for batch in self._text_batches(None):
+                count += batch.num_rows
+                for name in names:
+                    values = batch.column(name)
+                    if values.null_count == len(values):
+                        continue
+                    filled[name] = True
+                    candidates[name] = [kind for kind in candidates[name] if _survives(values, kind)]
+        fields = [
+            pa.field(name, candidates[name][0] if filled[name] and candidates[name] else pa.string())
+            for name in names
+        ]
+        return Table(self.file, pa.schema(fields), count, self.delimiter, self.encoding)
+
+
+def find_tables(root: Path, pattern: str | None = None) -> list[Path]:
+    """The table files that a root names: itself, or those directly in the folder, in order of their names.
+
+    Raises `UserError` where there is none.
+    """
+    suffixes = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+    if root.is_file():
+        if not root.name.lower().endswith(suffixes):
+            raise UserError(f"{root} is not a table that can be read", f"read are {', '.join(suffixes)}")
+        return [root]
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist", "the root of manifest is a table, or a folder of tables")
+    if pattern is not None and (pattern.startswith("/") or ".." in Path(pattern).parts):
+        raise UserError(
+            f"tables: {pattern!r} leads out of {root}", "for example --set tables='reports-*.csv'"
+        )
+    files = sorted(
+        file
+        for file in (root.iterdir() if pattern is None else root.glob(pattern))
+        if file.is_file() and file.name.lower().endswith(suffixes) and not file.name.startswith((".", "_"))
+    )
+    if not files:
+        wanted = f"no table {pattern!r}" if pattern else "no CSV, TSV or Parquet table"
+        raise UserError(f"{root} holds {wanted}", f"read are files that end in {', '.join(suffixes)}")
+    return files
+
+
+def read_cell(file: Path, column: str, row_group: int, row: int) -> bytes | None:
+    """The binary cell of one Parquet row; None where it is null.
+
+    A reader walks its row group in small steps and stays open for the next row, so that rows asked for in
+    order are decoded once and a row group of any size costs the memory of a few rows. One per thread.
+    Raises `OSError` where the file has no such row or cannot be read.
+    """
+    status = file.stat()
+    key = (file, status.st_mtime_ns, status.st_size, column, row_group)
+    cursor: _Cursor | None = getattr(_THREAD, "cursor", None)
+    if cursor is None or cursor.key != key or row < cursor.first:
+        cursor = _Cursor(key)
+        _THREAD.cursor = cursor
+    try:
+        return cursor.cell(row)
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        _THREAD.cursor = None
+        raise OSError(f"the table's cell cannot be read ({type(error).__name__})") from None
+
+
+class _Cursor:
+    def __init__(self, key: tuple[Path, int, int, str, int]) -> None:
+        self.key = key
+        file, _, _, column, row_group = key
+        self._parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+        self._batches = self._parquet.iter_batches(_IMAGE_ROWS, row_groups=[row_group], columns=[column])
+        self._column = column
+        self.first = 0
+        self._cells: pa.Array = pa.array([], type=pa.binary())
+
+    def cell(self, row: int) -> bytes | None:
+        while row >= self.first + len(self._cells):
+            self.first += len(self._cells)
+            array = next(self._batches).column(0)
+            if pa.types.is_struct(array.type):
+                array = array.field(self._column.rpartition(".")[2])
+            self._cells = array
+        found: bytes | None = self._cells[row - self.first].as_py()
+        return found
+
+
+_THREAD = threading.local()
+
+
+class _readable:  # noqa: N801 - reads as the condition it is
+    """Turns what Arrow says of a file into one line: its own words may quote a report."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError) or kind is None:
+            return
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+            raise UserError(
+                f"{self._file} is not text in the given encoding",
+                "name it, for example --set encoding=latin-1",
+            ) from None
+        if isinstance(error, pa.ArrowException | OSError):
+            raise UserError(
+                f"{self._file} cannot be read as a table ({type(error).__name__})",
+                "it may be cut short, or of another format than its name says",
+            ) from None
+
+
+def _drained(broken: list[BrokenRow]) -> Iterator[BrokenRow]:
+    while broken:
+        yield broken.pop(0)
+
+
+def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
+    repeated = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
+    if repeated:
+        raise UserError(f"{file} has more than one column {repeated[0]!r}")
+
+
+def _survives(values: pa.Array, kind: pa.DataType) -> bool:
+    """Whether text cells are numbers of a kind, and written as numbers are: `007` is not."""
+    try:
+        numbers = values.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    if not pa.types.is_integer(kind):
+        return bool(pc.all(pc.match_substring_regex(values, _NUMBER)).as_py())
+    return bool(pc.all(pc.equal(numbers.cast(pa.string()), values)).as_py())
