@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from mpma.data.batches import PIXELS_COLUMN, Batch, Collator, encoded_images
+from mpma.data.batches import Batch, Collator
 from mpma.data.decoding import Cropper
+from mpma.data.rows import PIXELS_COLUMN, encoded_images
 from mpma.training.validation_sets import TEXT_COLUMNS, Rows, ValidationDataset
 
 
