@@ -159,8 +159,8 @@ def closing_table(lines: Iterable[Mapping[str, Any]], title: str) -> Table:
     for line in lines:
         (validation if any(name.startswith("val/") for name in line) else training).append(line)
     table = Table(title=title, title_justify="left")
-    for heading in ("figure", "untrained / first", "trained / last"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for heading in ("figure", "first", "last"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right", overflow="fold")
     if training:
         first, last = training[0], training[-1]
         for name in (key for key in first if key.startswith("loss/")):

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mpma.data.dataset import Dataset
 from rich.console import Console
 
 from mpma.config import ExperimentConfig
+from mpma.data.dataset import Dataset
 from mpma.errors import JobError, UserError
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
@@ -70,7 +70,7 @@ def pretrain(request: Request) -> None:
             run.folder.remove(ERROR_FILE)
             plan = WorkerPlan(
                 config=request.config.model_dump(),
-                data=str(dataset.location),
+                data=dataset.path,
                 runs=_absolute(request.runs),
                 name=request.name,
                 device=layout.device,

@@ -73,9 +73,9 @@ def run_worker(
 ) -> Any:
     """Train with this worker's share; return the loop's `Outcome`."""
     import torch
-    from mpma.data.dataset import Dataset
 
     from mpma.config import validate_tree
+    from mpma.data.dataset import Dataset
     from mpma.training.loop import Task, TrainingLoop
     from mpma.training.run_directory import RunDirectory
     from orchestration import assembly
@@ -98,9 +98,9 @@ def run_worker(
         world=world,
         precision=plan.precision,
         build_model=parts.build_model,
-        build_validator=lambda: parts.build_validator(device, rank, world),
+        build_validator=lambda: parts.build_validator(device, rank, world, plan.precision),
         open_stream=lambda step: parts.open_stream(step, rank, world, device),
-        draw_pictures=parts.picture_drawer(run, device) if rank == 0 else None,
+        draw_pictures=parts.picture_drawer(run, device, plan.precision) if rank == 0 else None,
         stop_asked=stop_asked,
     )
     return TrainingLoop(task, events).run()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,10 @@ def test_keys_that_may_change_exist() -> None:
 
 def test_the_schema_forbids_unknown_keys() -> None:
     assert json_schema()["additionalProperties"] is False
+
+
+def test_the_documented_reference_and_schema_are_those_of_the_tree() -> None:
+    from mpma.config_reference import BEGIN, REFERENCE, SCHEMA, reference
+
+    assert REFERENCE.read_text().split(BEGIN)[1] == reference(), "run python -m mpma.config_reference"
+    assert json.loads(SCHEMA.read_text()) == json_schema(), "run python -m mpma.config_reference"
