@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from pydantic import ValidationError
 
-from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomConfig
+from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomConfig, PhantomOptions
 from mpma.errors import UserError
 from mpma.strict import StrictConfig
 
@@ -146,13 +146,7 @@ def _manifest(root: Path | None, options: ManifestOptions) -> Source:
 def _phantom(root: Path | None, options: PhantomConfig) -> Source:
     from mpma.data.sources.phantom import PhantomSource
 
-    return PhantomSource(
-        train_pairs=options.train_pairs,
-        val_pairs=options.val_pairs,
-        test_pairs=options.test_pairs,
-        size=options.size,
-        seed=options.seed,
-    )
+    return PhantomSource(**options.model_dump())
 
 
 SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
@@ -172,7 +166,7 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
         "phantom": SourceKind(
             "phantom",
             "synthetic radiographs with true reports, made on the spot; no root",
-            PhantomConfig,
+            PhantomOptions,
             _phantom,
             needs_root=False,
         ),

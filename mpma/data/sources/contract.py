@@ -93,8 +93,15 @@ class Source(Protocol):
         """
         ...
 
+    def load_extra(self, item: Item) -> dict[str, Any]:
+        """Columns of `extra_schema` that are too large to be listed (masks), by name; empty where none is.
 
-class UnreadableImage(Exception):
+        They win over those of `Item.extra`. Raises OSError where they cannot be read.
+        """
+        ...
+
+
+class UnreadableImage(Exception):  # noqa: N818 - a verdict on a file, part of the contract
     """An image that is refused before or while decoding; `reason` is a quarantine code."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

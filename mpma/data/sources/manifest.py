@@ -156,6 +156,16 @@ class ManifestSource:
             raise FileNotFoundError("the row's image is null")
         return data
 
+    def load_extra(self, item: Item) -> dict[str, Any]:
+        if "row" not in item.locator:
+            return {}
+        found = self.tables[item.locator["table"]]
+        row_group, row = item.locator["row_group"], item.locator["row"]
+        return {
+            stored: read_cell(found.table.file, column, row_group, row)
+            for stored, column in found.columns.large.items()
+        }
+
     def _batch_items(
         self, index: int, found: ManifestTable, rows: Rows, filtered: tuple[str, ...]
     ) -> Iterator[Item | Rejection]:
@@ -181,6 +191,8 @@ class ManifestSource:
         cells: dict[str, list[Any]] = {}
         for field in self.extra:
             column = found.columns.extra.get(field.name)
+            if field.name in found.columns.large:
+                continue
             if column is None:
                 cells[field.name] = [None] * batch.num_rows
             else:
@@ -221,7 +233,7 @@ class ManifestSource:
             study_id=as_text(values.get("study_id")) or pair_id,
             report=_report(values, findings, impression),
             path=path or where,
-            locator=place if embedded else {"path": path},
+            locator=place if embedded else {**place, "path": path},
             findings=findings,
             impression=impression,
             view=as_view(values.get("view")),

@@ -64,11 +64,15 @@ class ResolvedColumns:
     extra: dict[str, str]
     """Stored name to column, for every other column."""
 
+    large: dict[str, str]
+    """The part of `extra` that is binary (masks), which is read with the image and not listed."""
+
     @property
     def listed(self) -> list[str]:
-        """Columns that listing reads: all but the embedded image."""
+        """Columns that listing reads: all but embedded images and other binaries."""
         mapped = (column for field, column in self.of.items() if field != "image")
-        return list(dict.fromkeys((*mapped, *self.extra.values())))
+        small = (column for stored, column in self.extra.items() if stored not in self.large)
+        return list(dict.fromkeys((*mapped, *small)))
 
 
 def resolve_columns(
@@ -101,7 +105,9 @@ def resolve_columns(
     if "image" in of and given.path is None:
         of.pop("path", None)
     _require(file, of, schema.names, patient_per_row)
-    return ResolvedColumns(of, _extra(schema, of))
+    extra = _extra(schema, of)
+    large = {stored: name for stored, name in extra.items() if _is_binary(schema.field(name).type)}
+    return ResolvedColumns(of, extra, large)
 
 
 def image_column_path(column: str, kind: pa.DataType) -> str:

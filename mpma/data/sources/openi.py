@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from xml.etree import ElementTree
 
 import pyarrow as pa
@@ -140,7 +140,8 @@ class OpeniSource:
                 yield Rejection(name, "", "unreadable_report", f"more than {MAX_REPORT_BYTES} bytes")
                 continue
             try:
-                study = ElementTree.fromstring(data, parser=ElementTree.XMLParser(target=_GuardedBuilder()))
+                parser = ElementTree.XMLParser(target=_GuardedBuilder())  # noqa: S314 - it refuses declarations
+                study = ElementTree.fromstring(data, parser=parser)  # noqa: S314
             except _RefusedDeclarationError:
                 yield Rejection(name, "", "unreadable_report", "declares a document type or entities")
                 continue
@@ -151,6 +152,9 @@ class OpeniSource:
 
     def load_image(self, item: Item) -> bytes:
         return read_inside(self.images, item.locator["file"], MAX_IMAGE_BYTES)
+
+    def load_extra(self, item: Item) -> dict[str, Any]:
+        return {}
 
     def _study_items(
         self, name: str, study: ElementTree.Element, present: set[str]

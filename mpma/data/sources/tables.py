@@ -202,26 +202,28 @@ def read_cell(file: Path, column: str, row_group: int, row: int) -> bytes | None
     """The binary cell of one Parquet row; None where it is null.
 
     A reader walks its row group in small steps and stays open for the next row, so that rows asked for in
-    order are decoded once and a row group of any size costs the memory of a few rows. One per thread.
+    order are decoded once and a row group of any size costs the memory of a few rows. Each thread has one
+    per column of the table it read last.
     Raises `OSError` where the file has no such row or cannot be read.
     """
     status = file.stat()
-    key = (file, status.st_mtime_ns, status.st_size, column, row_group)
-    cursor: _Cursor | None = getattr(_THREAD, "cursor", None)
-    if cursor is None or cursor.key != key or row < cursor.first:
-        cursor = _Cursor(key)
-        _THREAD.cursor = cursor
+    key = (file, status.st_mtime_ns, status.st_size, row_group)
+    cursors: dict[str, _Cursor] = _THREAD.__dict__.setdefault("cursors", {})
+    if any(cursor.key != key for cursor in cursors.values()):
+        cursors.clear()
     try:
-        return cursor.cell(row)
+        if column not in cursors or row < cursors[column].first:
+            cursors[column] = _Cursor(key, column)
+        return cursors[column].cell(row)
     except (pa.ArrowException, OSError, StopIteration) as error:
-        _THREAD.cursor = None
+        cursors.clear()
         raise OSError(f"the table's cell cannot be read ({type(error).__name__})") from None
 
 
 class _Cursor:
-    def __init__(self, key: tuple[Path, int, int, str, int]) -> None:
+    def __init__(self, key: tuple[Path, int, int, int], column: str) -> None:
         self.key = key
-        file, _, _, column, row_group = key
+        file, _, _, row_group = key
         self._parquet = pq.ParquetFile(file, buffer_size=1 << 20)
         self._batches = self._parquet.iter_batches(_IMAGE_ROWS, row_groups=[row_group], columns=[column])
         self._column = column
