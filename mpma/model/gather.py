@@ -5,7 +5,8 @@ number of pairs. `gather_with_gradient` sums the gradients of all workers' losse
 own rows; together with the mean over workers that data parallelism takes, the result is the gradient
 of the mean of the workers' losses ("local loss" with "gather with gradient" in open_clip's words).
 
-These calls stay outside compiled graphs: a collective inside would have to be traced per backend.
+With several workers these calls stay outside compiled graphs: a collective inside would have to be
+traced per backend.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-@torch.compiler.disable
 def gather(values: Tensor) -> Tensor:
     """[B,...] of each worker -> [W*B,...] on every worker, in rank order, without gradient."""
     _, world = rank_and_world()
@@ -49,27 +49,36 @@ def gather(values: Tensor) -> Tensor:
     return _gathered(values.detach(), world)
 
 
-@torch.compiler.disable
 def gather_with_gradient(values: Tensor) -> Tensor:
     """As `gather`; in the backward pass each worker receives the sum of all workers' gradients."""
     _, world = rank_and_world()
     if world == 1:
         return values
-    gathered: Tensor = _Gather.apply(values)
-    return gathered
+    return _gathered_with_gradient(values)
 
 
-@torch.compiler.disable
 def sum_over_workers(value: Tensor) -> Tensor:
     """Elementwise sum over workers, without gradient; the argument is left alone."""
     _, world = rank_and_world()
     if world == 1:
         return value.detach()
-    total = value.detach().clone()
+    return _summed(value.detach())
+
+
+@torch.compiler.disable
+def _summed(value: Tensor) -> Tensor:
+    total = value.clone()
     dist.all_reduce(total)
     return total
 
 
+@torch.compiler.disable
+def _gathered_with_gradient(values: Tensor) -> Tensor:
+    gathered: Tensor = _Gather.apply(values)
+    return gathered
+
+
+@torch.compiler.disable
 def _gathered(values: Tensor, world: int) -> Tensor:
     gathered = values.new_empty(world * values.shape[0], *values.shape[1:])
     dist.all_gather_into_tensor(gathered, values.contiguous())

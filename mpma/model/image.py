@@ -27,12 +27,12 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mpma.errors import UserError
 from mpma.model.config import ImageConfig
 from mpma.model.masking import take_patches
 from mpma.model.positions import sine_cosine_positions, with_class_position
+from mpma.model.recompute import run_blocks
 
 
 def patchify(pixels_B1SS: Tensor, side: int) -> Tensor:
@@ -130,7 +130,7 @@ class ImageEncoder(nn.Module):
         tokens = functional.linear(patches, kernel.weight.flatten(1), kernel.bias) + positions
         class_token = (self.vit.cls_token + self.positions[:1]).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([class_token.to(tokens.dtype), tokens], dim=1)
-        tokens = self.vit.norm(run_blocks(self.vit.blocks, tokens, self.gradient_checkpointing))
+        tokens = self.vit.norm(run_blocks(self.vit.blocks, tokens, recompute=self.gradient_checkpointing))
         return ImageTokens(class_token=tokens[:, 0], patches=tokens[:, 1:])
 
 
@@ -168,7 +168,7 @@ class ImageDecoder(nn.Module):
         class_token, seen = seen[:, :1], seen[:, 1:] + positions[:, :visible]
         hidden = self.mask_token + positions[:, visible:]
         states = torch.cat([class_token, seen, hidden.to(seen.dtype)], dim=1)
-        states = run_blocks(self.blocks, states, self.gradient_checkpointing)[:, 1 + visible :]
+        states = run_blocks(self.blocks, states, recompute=self.gradient_checkpointing)[:, 1 + visible :]
         predicted: Tensor = self.head(self.norm(states))
         return predicted
 
@@ -176,16 +176,6 @@ class ImageDecoder(nn.Module):
 def reconstruction_loss(predicted_BNX: Tensor, target_BNX: Tensor) -> Tensor:
     """Mean squared error over the hidden patches and their pixels, fp32 scalar."""
     return functional.mse_loss(predicted_BNX.float(), target_BNX)
-
-
-def run_blocks(blocks: nn.Module, states: Tensor, gradient_checkpointing: bool) -> Tensor:
-    """The blocks one after another; with checkpointing their activations are computed again in backward."""
-    for block in blocks.children():
-        if gradient_checkpointing and torch.is_grad_enabled():
-            states = checkpoint(block, states, use_reentrant=False)
-        else:
-            states = block(states)
-    return states
 
 
 def _timm_vit(image: ImageConfig) -> VisionTransformer:

@@ -211,7 +211,7 @@ class PretrainingModel(nn.Module):
             losses.global_alignment = global_alignment_loss(
                 features.image, features.report, features.report_hash, features.study_hash, temperature
             )
-            losses.diagnostics["temperature"] = temperature.detach()
+            losses.diagnostics["alignment/temperature"] = temperature.detach()
         if self.wants_local:
             if self.alignment.local == "words_to_patches":
                 losses.local_alignment = words_to_patches_loss(features, self.alignment.group_size)
@@ -296,7 +296,7 @@ class PretrainingModel(nn.Module):
         """Recompute activations of encoder, decoder and text layers in backward: less memory, more time."""
         self.image_encoder.gradient_checkpointing = enabled
         self.image_decoder.gradient_checkpointing = enabled
-        self.report_encoder.set_gradient_checkpointing(enabled)
+        self.report_encoder.gradient_checkpointing = enabled
 
     def no_weight_decay_names(self) -> set[str]:
         """Names of the parameters without weight decay: norms, biases, positions, special tokens, memory,

@@ -26,6 +26,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPredictionHead
 from mpma.data.batches import IGNORED_TARGET
 from mpma.model.config import ReportConfig
 from mpma.model.pretrained import load_bert
+from mpma.model.recompute import run_blocks
 
 _LARGEST_LOGITS = 2**26
 """Elements of one block of logits (256 MB in fp32)."""
@@ -39,13 +40,7 @@ class ReportEncoder(nn.Module):
         masked_language_model = _bert(report, vocabulary_size, pad_id)
         self.bert = cast(BertModel, masked_language_model.bert)
         self.head = VocabularyHead(masked_language_model)
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute layer activations in the backward pass."""
-        if enabled:
-            self.bert.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.bert.gradient_checkpointing_disable()
+        self.gradient_checkpointing = False
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [B,T] -> [B,T,E], positions added."""
@@ -54,8 +49,8 @@ class ReportEncoder(nn.Module):
 
     def encode(self, embedded: Tensor, attention: Tensor) -> Tensor:
         """[B,T,E] and bool [B,T] (True on tokens) -> contextual tokens [B,T,E]."""
-        states = self.bert.encoder(embedded, attention_mask=attention[:, None, None, :])
-        return cast(Tensor, states.last_hidden_state)
+        mask = attention[:, None, None, :]
+        return run_blocks(self.bert.encoder.layer, embedded, mask, recompute=self.gradient_checkpointing)
 
     def negative_log_likelihood(
         self, states_BTE: Tensor, rows_C: Tensor, targets_C: Tensor, *, reduction: str = "sum"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch, padded_rows
+from mpma.model.config import (
+    AlignmentConfig,
+    FusionConfig,
+    ImageConfig,
+    LossWeights,
+    MemoryConfig,
+    ReportConfig,
+)
 from mpma.model.pretraining import PretrainingModel, build_model
 
 PAD, CLASS, END, MASK, FIRST_WORD = 0, 2, 3, 4, 5
@@ -37,13 +45,31 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(**changes: dict[str, Any]) -> ExperimentConfig:
+@dataclass(frozen=True)
+class ModelParts:
+    """The parts of a configuration that make a model, without the tree's own checks."""
+
+    image: ImageConfig
+    report: ReportConfig
+    memory: MemoryConfig
+    fusion: FusionConfig
+    alignment: AlignmentConfig
+    loss_weights: LossWeights
+
+
+def small_config(**changes: dict[str, Any]) -> ModelParts:
     """The small configuration with keys of its parts replaced: small_config(memory={"kind": "none"})."""
     parts = {name: {**values, **changes.get(name, {})} for name, values in SMALL.items()}
-    memory = parts["memory"]
-    if memory.get("kind") in ("key_value", "none"):
-        memory.pop("top_k", None)
-    return ExperimentConfig.model_validate(parts)
+    if parts["memory"].get("kind") in ("key_value", "none"):
+        parts["memory"].pop("top_k", None)
+    return ModelParts(
+        image=ImageConfig.model_validate(parts["image"]),
+        report=ReportConfig.model_validate(parts["report"]),
+        memory=MemoryConfig.model_validate(parts["memory"]),
+        fusion=FusionConfig.model_validate(parts["fusion"]),
+        alignment=AlignmentConfig.model_validate(parts["alignment"]),
+        loss_weights=LossWeights.model_validate(parts["loss_weights"]),
+    )
 
 
 def small_model(target_scale: int = 1, seed: int = 0, **changes: dict[str, Any]) -> PretrainingModel:
