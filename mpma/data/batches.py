@@ -28,17 +28,12 @@ from mpma.data.decoding import Cropper
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
 from mpma.data.pairs import model_text
 from mpma.data.quality import normalised_report
+from mpma.data.rows import PIXELS_COLUMN, encoded_images
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.model.config import ImageConfig, ReportConfig
 
 IGNORED_TARGET: Final = -100
 """Target of a padding row of `masked_rows`; cross-entropy's own default for "leave out"."""
-
-COLLATED_COLUMNS: Final = ("image", "report", "findings", "impression", "study_id")
-"""Columns that a batch is made from."""
-
-PIXELS_COLUMN: Final = "pixels"
-"""Stands in for `image` where the crops were already made: fixed-size binary of S * S bytes, row-major."""
 
 _LENGTH_STEPS: Final = 4
 _CAPACITY_STEPS: Final = 16
@@ -207,7 +202,14 @@ class Collator:
         epoch, position = np.asarray(epoch, np.int64), np.asarray(position, np.int64)
         parts = (rows[name].to_pylist() for name in ("report", "findings", "impression"))
         texts = [model_text(*text) for text in zip(*parts, strict=True)]
-        tokens = self.tokenizer.encode(texts, self.max_tokens)
+        if self.decode_threads > 1:
+            # One thread tokenises while the others decode.
+            pending = self._executor.submit(self.tokenizer.encode, texts, self.max_tokens)
+            pixels = self._pixels(rows, epoch, position, augment)
+            tokens = pending.result()
+        else:
+            tokens = self.tokenizer.encode(texts, self.max_tokens)
+            pixels = self._pixels(rows, epoch, position, augment)
         length = self._bucket(tokens.ids.shape[1])
         token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
         word_index = _widened(tokens.word_index, length, -1)
@@ -217,7 +219,7 @@ class Collator:
             masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(texts), length
         )
         return Batch(
-            pixels=self._pixels(rows, epoch, position, augment),
+            pixels=pixels,
             patch_order=torch.from_numpy(patch_order(self.seed, epoch, position, self.patches)),
             visible=visible_patches(self.patches, image_mask_ratio),
             token_ids=torch.from_numpy(token_ids),
@@ -261,11 +263,6 @@ class Collator:
         """T: the smallest quarter of max_tokens that holds `length` tokens."""
         steps = range(1, _LENGTH_STEPS + 1)
         return next(t for t in (-(-self.max_tokens * step // _LENGTH_STEPS) for step in steps) if t >= length)
-
-
-def encoded_images(rows: pa.Table, column: str = "image") -> list[memoryview]:
-    """The files of a binary column without a copy."""
-    return [memoryview(value.as_buffer()) for value in rows[column]]
 
 
 def _widened(values: NDArray[Any], length: int, filler: int | bool) -> NDArray[Any]:

@@ -42,3 +42,6 @@ class DataConfig(StrictConfig):
     """Threads that decode in the training process where decode is `collate`."""
     prefetch_batches: int = Field(default=2, ge=1, le=64)
     """Batches prepared ahead of the step."""
+    cache_bytes: int = Field(default=256_000_000, ge=0, le=2**50)
+    """A worker whose share of the training split, encoded, is at most this large keeps it in memory after
+    the first epoch and reads no more (decode `collate` only). 0: never."""

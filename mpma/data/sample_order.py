@@ -21,7 +21,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -60,6 +60,8 @@ class Chunk(NamedTuple):
     start: int
     """First row inside the row group."""
     stop: int
+    row_group_rows: int
+    """Rows of the whole row group."""
     first_row: int
     """Row in the split of the first pair."""
 
@@ -164,12 +166,7 @@ class SampleOrder:
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> StepRows:
         """Rows of worker `rank`'s share of the global batch of `step`, in batch order."""
-        parts = [
-            (window.row[start:stop], np.full(stop - start, window.epoch), window.position[start:stop])
-            for lane in self.lanes_of(rank, world)
-            for window, start, stop in self.parts(step, lane)
-        ]
-        return StepRows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return step_rows(part for lane in self.lanes_of(rank, world) for part in self.parts(step, lane))
 
     def parts(self, step: int, lane: int) -> list[tuple[Window, int, int]]:
         """Windows that `step` draws from in `lane`, each with the slice [start, stop) of its order of use."""
@@ -182,13 +179,13 @@ class SampleOrder:
             place = stop
         return parts
 
-    def windows(self, start_step: int, rank: int = 0, world: int = 1) -> Iterator[Window]:
-        """Worker `rank`'s windows without end, from those of `start_step` on, in the order of first need.
+    def windows(self, lanes: range, start_step: int) -> Iterator[Window]:
+        """Windows of `lanes` without end, from those of `start_step` on, in the order of first need.
 
         Windows first needed by the same step come lane by lane, as the batch takes them.
         """
         return heapq.merge(
-            *(self._lane_windows(lane, start_step) for lane in self.lanes_of(rank, world)),
+            *(self._lane_windows(lane, start_step) for lane in lanes),
             key=lambda window: (max(window.need_step, start_step), window.lane, window.start),
         )
 
@@ -206,6 +203,7 @@ class SampleOrder:
             row_group=int(self._group_number[group]),
             start=first - offset,
             stop=last - offset,
+            row_group_rows=int(self._group_stop[group]) - offset,
             first_row=first,
         )
 
@@ -275,6 +273,15 @@ class SampleOrder:
         while True:
             yield window
             window = self._window_at(lane, window.stop)
+
+
+def step_rows(parts: Iterable[tuple[Window, int, int]]) -> StepRows:
+    """The numbers of slices [start, stop) of windows, one after another."""
+    columns = [
+        (window.row[start:stop], np.full(stop - start, window.epoch), window.position[start:stop])
+        for window, start, stop in parts
+    ]
+    return StepRows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 class _LaneEpoch(NamedTuple):

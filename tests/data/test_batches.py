@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mpma.data.batches import Batch, Collator, concatenate, encoded_images
+from mpma.data.batches import Batch, Collator, concatenate
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
+from mpma.data.rows import encoded_images
 from mpma.data.tokenizer import ReportTokenizer, train_tokenizer
 from mpma.model.config import ImageConfig, ReportConfig
 

@@ -96,13 +96,13 @@ def test_epochs_and_seeds_give_other_orders() -> None:
 
 def test_the_pairs_of_a_window_come_from_few_row_groups_and_are_shuffled() -> None:
     order = SampleOrder([[64] * 40] * 5, seed=0, batch_size=16, lanes=4, window_row_groups=3)
-    for window in islice(order.windows(0), 60):
+    for window in islice(order.windows(range(4), 0), 60):
         assert 1 <= len(window.chunks) <= 3
         chunks = [order.chunk(window.lane, number) for number in window.chunks]
         rows = np.concatenate([np.arange(c.first_row, c.first_row + c.rows) for c in chunks])
         np.testing.assert_array_equal(rows[window.take], window.row)
         assert window.row.tolist() != sorted(window.row.tolist())
-    long = [window for window in islice(order.windows(0), 60) if len(window.chunks) == 3]
+    long = [window for window in islice(order.windows(range(4), 0), 60) if len(window.chunks) == 3]
     groups = long[0].row // 64
     assert len(set(groups[:40].tolist())) == 3  # mixed from the start, not one group after another
 
@@ -115,7 +115,8 @@ def test_a_chunk_says_where_its_rows_lie_in_the_shards() -> None:
             chunk = order.chunk(lane, number)
             before = sum(sum(shard) for shard in SHARDS[: chunk.shard])
             before += sum(SHARDS[chunk.shard][: chunk.row_group])
-            assert 0 <= chunk.start < chunk.stop <= SHARDS[chunk.shard][chunk.row_group]
+            assert chunk.row_group_rows == SHARDS[chunk.shard][chunk.row_group]
+            assert 0 <= chunk.start < chunk.stop <= chunk.row_group_rows
             assert chunk.first_row == before + chunk.start
             rows += range(chunk.first_row, chunk.first_row + chunk.rows)
         assert rows == list(order.lane_rows(lane))
@@ -133,7 +134,7 @@ def test_windows_come_in_the_order_of_first_need_and_cover_every_step(start_step
         for window, _, _ in order.parts(step, lane)
     }
     given_windows = []
-    for window in order.windows(start_step, world - 1, world):
+    for window in order.windows(order.lanes_of(world - 1, world), start_step):
         if window.need_step >= steps.stop:
             break
         given_windows.append(window)
@@ -176,14 +177,16 @@ def test_a_step_costs_no_array_as_long_as_the_archive() -> None:
 def test_sizes_that_do_not_fit_are_refused_with_what_would_fit() -> None:
     with pytest.raises(UserError, match=r"data.lanes 12 does not divide training.batch_size 32") as refused:
         an_order(lanes=12)
-    assert refused.value.hint is not None and "data.lanes=4" in refused.value.hint
+    assert refused.value.hint is not None
+    assert "data.lanes=4" in refused.value.hint
     with pytest.raises(UserError, match=r"training.batch_size 320 is more than the split's 309 pairs"):
         an_order(batch_size=320)
     with pytest.raises(UserError, match="0 pairs"):
         an_order(shards=[])
     with pytest.raises(UserError, match=r"training.workers 3 does not divide data.lanes 8") as refused:
         an_order().rows(0, 0, 3)
-    assert refused.value.hint is not None and "training.workers=2" in refused.value.hint
+    assert refused.value.hint is not None
+    assert "training.workers=2" in refused.value.hint
 
 
 def test_the_order_is_frozen_so_that_old_runs_continue_exactly() -> None:
