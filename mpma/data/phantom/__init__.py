@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpma.data.phantom.ceiling import retrieval_ceiling
 from mpma.data.phantom.findings import KINDS, LABELS, Description, Finding
 from mpma.data.phantom.generate import (
     LICENSE,
@@ -13,6 +14,7 @@ from mpma.data.phantom.generate import (
     generate_text,
     phantom_rows,
 )
+from mpma.data.phantom.planted import PlantedPair, codes_in_cells, information_bits, one_sided_attributes
 
 __all__ = [
     "KINDS",
@@ -24,7 +26,12 @@ __all__ = [
     "Finding",
     "PhantomPair",
     "PhantomText",
+    "PlantedPair",
+    "codes_in_cells",
     "generate_pair",
     "generate_text",
+    "information_bits",
+    "one_sided_attributes",
     "phantom_rows",
+    "retrieval_ceiling",
 ]

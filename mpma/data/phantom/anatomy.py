@@ -29,6 +29,9 @@ HEART_CLASSES: Final = {
 """Heart width over inner thoracic width by class. Above 0.5 is cardiomegaly; the gap around 0.5 keeps
 the truth clear of the rendering's resolution."""
 
+HEART_TILT: Final = 0.40
+"""Sideways shift of the heart's chord per unit of height: its apex points to the patient's left."""
+
 VOLUME_CLASSES: Final = {"low": (0.24, 0.34), "normal": (0.46, 0.56), "high": (0.66, 0.74)}
 """Height Y of the right dome of the diaphragm by lung volume."""
 
@@ -72,8 +75,13 @@ class Anatomy:
 
     @property
     def heart_half_width(self) -> float:
-        """Horizontal half axis of the heart."""
+        """Half of the heart's greatest width."""
         return self.heart_ratio * self.thorax_half_width
+
+    @property
+    def heart_half_axis(self) -> float:
+        """Half chord at the heart's middle: an ellipse sheared by `HEART_TILT` is that much wider."""
+        return float((self.heart_half_width**2 - (HEART_TILT * self.heart_height) ** 2) ** 0.5)
 
     @property
     def heart_x(self) -> float:
@@ -97,8 +105,8 @@ class Anatomy:
         height = (y - self.heart_y) / self.heart_height
         if abs(height) < 1.0:
             sign = 1.0 if side == "left" else -1.0
-            half_chord = self.heart_half_width * float((1.0 - height * height) ** 0.5)
-            edge = max(edge, sign * self.heart_x + half_chord)
+            centre = self.heart_x + HEART_TILT * (y - self.heart_y)
+            edge = max(edge, sign * centre + self.heart_half_axis * float((1.0 - height * height) ** 0.5))
         return edge
 
     def zone_range(self, zone: str, side: str) -> tuple[float, float]:

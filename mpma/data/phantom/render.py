@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mpma.data.phantom.anatomy import MILLIMETRES_PER_UNIT, rib_offset
+from mpma.data.phantom.anatomy import HEART_TILT, MILLIMETRES_PER_UNIT, rib_offset
 from mpma.data.phantom.draws import Draws, generator
 from mpma.data.phantom.findings import Description, Finding
 
@@ -113,16 +113,17 @@ class _Film:
         base = body.base_right + (body.base_left - body.base_right) * self.is_left
         self.dome: Grid = base + np.float32(0.12) * ((across - 0.34) / np.float32(0.40)) ** 2
         inside = _ramp((self.lateral - across) * self.sharp * 0.7)
-        inside *= _ramp((np.abs(self.midline_x) - body.mediastinum_half_width) * self.sharp * 0.5)
+        inside *= _ramp((np.abs(self.x - 0.5 * spine) - body.mediastinum_half_width) * self.sharp * 0.5)
         self.thorax: Grid = inside * _ramp((y - body.apex) * self.sharp * 0.5)
         whole = self.thorax * _ramp((self.dome - y) * self.sharp * 0.7)
-        radius = ((self.x - body.heart_x) / np.float32(body.heart_half_width)) ** 2
+        lean = np.float32(HEART_TILT) * (y - body.heart_y)
+        radius = ((self.x - body.heart_x - lean) / np.float32(body.heart_half_axis)) ** 2
         radius = radius + ((y - body.heart_y) / np.float32(body.heart_height)) ** 2
         self.heart: Grid = _ramp((1.0 - radius) * self.sharp * np.float32(0.22 * body.heart_half_width))
         knob = (self.midline_x - 0.07) ** 2 + (y + 0.34) ** 2
         knob_shadow = _ramp((np.float32(body.knob_radius) - np.sqrt(knob)) * self.sharp * 0.5)
         self.lungs: Grid = whole * (1.0 - np.maximum(self.heart, knob_shadow))
-        self.soft += np.float32(0.10) * np.maximum(self.heart, knob_shadow)
+        self.soft += np.float32(0.04) * np.maximum(self.heart, knob_shadow)
 
     def _bones(self) -> Grid:
         body, y, across = self.anatomy, self.y, self.across
@@ -181,7 +182,7 @@ class _Film:
         mask = np.zeros(self.x.shape, dtype=np.bool_)
         for x, y, radius in finding.places:
             distance = np.sqrt((self.x - np.float32(x)) ** 2 + (self.y - np.float32(y)) ** 2)
-            extra += np.float32(0.19 * finding.contrast) * _ramp(
+            extra += np.float32(0.24 * finding.contrast) * _ramp(
                 (np.float32(radius) - distance) * self.sharp * 0.6
             )
             mask |= distance <= radius
@@ -192,7 +193,7 @@ class _Film:
         distance = np.sqrt((self.x - np.float32(x)) ** 2 * 1.25 + (self.y - np.float32(y)) ** 2 * 0.8)
         ragged = np.float32(radius) * (1.0 + 0.30 * self._clouds(9)) - distance
         solid = _ramp(ragged * np.float32(9.0)) * self.lungs
-        patchy = np.clip(0.62 + 0.22 * self._clouds(17), 0.25, 0.95) * np.float32(finding.contrast)
+        patchy = np.clip(0.80 + 0.20 * self._clouds(17), 0.35, 1.0) * np.float32(finding.contrast)
         air *= 1.0 - np.minimum(solid * patchy, np.float32(0.9))
         return np.asarray((solid > 0.5) & self._side(finding), dtype=np.bool_)
 
@@ -211,7 +212,7 @@ class _Film:
         side = self._side(finding)
         outside = _ramp(-depth * self.sharp * 0.7) * side
         vessels *= 1.0 - outside
-        extra -= np.float32(0.07 * finding.contrast) * outside * self.lungs
+        extra -= np.float32(0.10 * finding.contrast) * outside * self.lungs
         line = _ramp(1.0 - np.abs(depth) * self.sharp * 0.7) * side * self.lungs
         extra += np.float32(0.10 * finding.contrast) * line
         return np.asarray((depth < 0) & side & (self.lungs > 0.5), dtype=np.bool_)
@@ -243,31 +244,31 @@ class _Film:
     def _interstitial_pattern(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         middle = 0.5 * (self.anatomy.apex + self.anatomy.base_right)
         weight = (
-            _ramp((self.y - np.float32(middle)) * (2.2 if finding.zone == "lower" else -2.2)) * self.lungs
+            _ramp((self.y - np.float32(middle)) * (1.2 if finding.zone == "lower" else -1.2)) * self.lungs
         )
-        net = np.abs(self._clouds(33))
-        strength = {"mild": 0.055, "moderate": 0.085, "severe": 0.125}[finding.grade] * finding.contrast
+        net = np.abs(self._clouds(41))
+        strength = {"mild": 0.05, "moderate": 0.075, "severe": 0.105}[finding.grade] * finding.contrast
         extra += np.float32(strength) * (0.75 - net) * 1.6 * weight
         return np.asarray(weight > 0.5, dtype=np.bool_)
 
     def _endotracheal_tube(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         tip = _CARINA_Y - finding.millimetres / MILLIMETRES_PER_UNIT
         heights = np.linspace(-1.2, tip, 8)
-        return self._wire(self._on_spine(heights, 0.0), heights, width=3, fill=150)
+        return self._wire(self._on_spine(heights, 0.0), heights, width=5, fill=220)
 
     def _pacemaker(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         sign = 1.0 if finding.side == "left" else -1.0
         x, y = sign * 0.50, -0.36
-        corners = self._pixels(np.array([x - 0.09, x + 0.09]), np.array([y - 0.065, y + 0.065]))
+        corners = self._pixels(np.array([x - 0.12, x + 0.12]), np.array([y - 0.085, y + 0.085]))
         before = self._wires.copy()
         self.wire_pen.rounded_rectangle(
-            (corners[0][0], corners[1][0], corners[0][1], corners[1][1]), radius=self.size * 0.06, fill=210
+            (corners[0][0], corners[1][0], corners[0][1], corners[1][1]), radius=self.size * 0.06, fill=250
         )
         body = self.anatomy
         tip = (body.heart_x + 0.45 * body.heart_half_width, body.heart_y + 0.5 * body.heart_height)
         lead_x = np.array([x, sign * 0.30, sign * 0.12, -0.09, -0.08, -0.05, tip[0]])
         lead_y = np.array([y - 0.05, -0.52, -0.48, -0.30, -0.05, body.heart_y + 0.05, tip[1]])
-        self._wire(lead_x, lead_y, width=2, fill=190)
+        self._wire(lead_x, lead_y, width=3, fill=220)
         drawn = np.asarray(self._wires, dtype=np.int16) - np.asarray(before, dtype=np.int16)
         return self._shrink(drawn > 0)
 
@@ -275,7 +276,7 @@ class _Film:
         sign = 1.0 if finding.side == "left" else -1.0
         x = np.array([sign * 0.62, sign * 0.46, sign * 0.26, sign * 0.12, -0.085, -0.10, -0.10])
         y = np.array([-0.86, -0.60, -0.52, -0.47, -0.38, -0.22, 0.02])
-        return self._wire(x, y, width=2, fill=170)
+        return self._wire(x, y, width=3, fill=230)
 
     # Nuisances and exposure
 
@@ -310,7 +311,7 @@ class _Film:
             exit_x = sign * draws.uniform(0.2, 0.95)
             along = np.linspace(0.0, 1.0, 7)
             swing = draws.uniform(-0.2, 0.2) * np.sin(along * np.pi)
-            self._wire(x + (exit_x - x) * along + swing, y + (1.15 - y) * along, width=2, fill=150)
+            self._wire(x + (exit_x - x) * along + swing, y + (1.15 - y) * along, width=2, fill=170)
             px, py = self._pixels(np.array([x]), np.array([y]))
             radius = self.size * _LINE_SCALE * 0.018
             self.wire_pen.ellipse((px[0] - radius, py[0] - radius, px[0] + radius, py[0] + radius), fill=190)

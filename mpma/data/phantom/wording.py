@@ -2,7 +2,7 @@
 
 Decisions: every finding and trait is told, always with all its facts (side, zone, size), so that
 what a report tells is known exactly; wording, order, hedging, negations and irrelevant sentences are
-drawn, so that the same facts are rarely the same text. One sentence speaks of one positive fact;
+drawn, independently of the image given the facts, so that the same facts are rarely the same text. One sentence speaks of one positive fact;
 a negation never shares a sentence with one. "XXXX" stands where a de-identifier took a word away.
 Findings and impression together stay near 20 to 45 words.
 """
@@ -155,7 +155,7 @@ _IRRELEVANT: Final = (
     "degenerative changes of the shoulders are not assessed",
     "follow-up is at the discretion of the clinician",
     "frontal view of the chest was obtained",
-    "bony structures are intact for age",
+    "the study is of diagnostic quality",
     "the upper abdomen is partly included",
 )
 
@@ -223,9 +223,8 @@ def _tell(finding: Finding, draws: Draws) -> str:
         n=_NUMBERS.get(finding.count, ""),
         rib=_ORDINALS.get(finding.rib, ""),
     )
-    doubt = 0.45 if finding.contrast < 0.85 else 0.08
     plain = not text.startswith(("there ", "the ", "a ", "an "))
-    if plain and finding.kind in _PLAIN and draws.chance(doubt):
+    if plain and finding.kind in _PLAIN and draws.chance(0.3):
         text = draws.choice(_HEDGES).format(text)
     return text
 
