@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-STREAMS: Final = ("anatomy", "findings", "wording", "texture", "noise", "planted")
+STREAMS: Final = ("anatomy", "findings", "wording", "texture", "noise", "leads", "planted")
 
 _Choice = TypeVar("_Choice")
 _WORD = 2**64

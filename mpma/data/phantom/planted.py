@@ -15,6 +15,7 @@ look like and is never told. So a contrast learns A and not B, a reconstruction 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +74,7 @@ def information_bits(mask_ratio: float, cells: int, copies: int) -> float:
     return float(mask_ratio**copies * (1.0 - mask_ratio) * np.log2(cells))
 
 
+@functools.cache
 def code_patterns(cells: int) -> NDArray[np.float32]:
     """[cells, 4, 4] patterns of 0 and 1, half of them 1, any two differing in at least 4 places."""
     draws = np.random.Generator(np.random.Philox(key=[20_230_520, 0]))

@@ -56,7 +56,7 @@ class _Film:
         self.description, self.anatomy, self.size = description, description.anatomy, size
         self.texture = generator(index, seed, "texture")
         self.grain = generator(index, seed, "noise")
-        self.line_draws = Draws(index, seed, "texture")
+        self.line_draws = Draws(index, seed, "leads")
         body = self.anatomy
         centre = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(2.0 / size) - np.float32(
             1.0
@@ -78,8 +78,8 @@ class _Film:
         self._lung_fields()
         air = self.lungs.copy()
         bone = self._bones()
-        extra = np.zeros_like(self.x)
         vessels = self._vessels()
+        extra = np.float32(0.02) * self._clouds(7)
         masks: list[Mask] = []
         for finding in self.description.findings:
             masks.append(getattr(self, f"_{finding.kind}")(finding, air, extra, vessels))
@@ -298,7 +298,6 @@ class _Film:
                 self.x - np.float32(x)
             ) * np.float32(np.sin(angle))
             extra += np.float32(strength) * _ramp(off * self.sharp * 0.5) * np.clip(1.0 - off * 4.0, 0.0, 1.0)
-        extra += np.float32(0.02) * self._clouds(7)
         if ("monitoring_leads", "") in self.description.traits:
             self._leads()
         if film.marker:

@@ -2,9 +2,9 @@
 
 Decisions: every finding and trait is told, always with all its facts (side, zone, size), so that
 what a report tells is known exactly; wording, order, hedging, negations and irrelevant sentences are
-drawn, independently of the image given the facts, so that the same facts are rarely the same text. One sentence speaks of one positive fact;
-a negation never shares a sentence with one. "XXXX" stands where a de-identifier took a word away.
-Findings and impression together stay near 20 to 45 words.
+drawn independently of the image given the facts, so that the same facts are rarely the same text.
+One sentence speaks of one positive fact; a negation never shares a sentence with one. "XXXX" stands
+where a de-identifier took a word away. Findings and impression stay near 20 to 45 words.
 """
 
 from __future__ import annotations

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mpma.data.phantom import codes_in_cells, information_bits, one_sided_attributes
+from mpma.data.phantom.planted import PlantedPair, code_patterns, code_word, cue_word
+from mpma.data.sources.phantom import PhantomSource
+from mpma.errors import UserError
+
+SIZE = 128
+
+
+def _read_codes(pair: PlantedPair, cells: int) -> list[int]:
+    """The codes as the pixels show them, by correlation with every pattern."""
+    columns = int(np.ceil(np.sqrt(cells)))
+    side = SIZE // columns
+    unit = (side - 2) // 4
+    start = (side - 4 * unit) // 2
+    patterns = code_patterns(cells).reshape(cells, 16) - 0.5
+    codes = []
+    for cell in range(cells):
+        row, column = divmod(cell, columns)
+        top, left = row * side + start, column * side + start
+        shown = pair.grey[top : top + 4 * unit, left : left + 4 * unit].astype(float)
+        blocks = shown.reshape(4, unit, 4, unit).mean(axis=(1, 3)).ravel() - 127.5
+        codes.append(int(np.argmax(patterns @ blocks)))
+    return codes
+
+
+@pytest.mark.parametrize(("cells", "copies"), [(4, 1), (9, 3), (16, 3), (12, 2)])
+def test_the_image_shows_every_code_and_the_report_repeats_the_named_cells(cells: int, copies: int) -> None:
+    for index in range(12):
+        pair = codes_in_cells(index, 5, SIZE, cells=cells, copies=copies)
+        codes = _read_codes(pair, cells)
+        assert sorted(codes) == list(range(cells))
+        assert list(pair.truth[:-1]) == codes
+        cue, *words = pair.report.split()
+        named = [cue_word(cell) for cell in range(cells)].index(cue)
+        assert words == [code_word(codes[named])] * copies
+        assert pair.labels == (f"first_{code_word(codes[0])}",)
+        assert pair.answer == words[0]
+
+
+def test_a_report_alone_does_not_tell_its_code() -> None:
+    cells, count = 4, 1600
+    seen = Counter(
+        tuple(codes_in_cells(i, 1, 64, cells=cells, copies=1).report.split()) for i in range(count)
+    )
+    assert len(seen) == cells * cells
+    shares = np.array(list(seen.values())) / count
+    information = float((shares * np.log2(shares * cells * cells)).sum())
+    assert information < 0.03
+
+
+def test_cue_and_code_words_are_distinct_words() -> None:
+    words = [cue_word(number) for number in range(64)] + [code_word(number) for number in range(64)]
+    assert len(set(words)) == 128
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 4])
+def test_the_image_tells_most_at_copies_over_copies_plus_one(copies: int) -> None:
+    ratios = np.linspace(0.0, 1.0, 2001)
+    bits = [information_bits(float(ratio), 16, copies) for ratio in ratios]
+    assert ratios[int(np.argmax(bits))] == pytest.approx(copies / (copies + 1), abs=1e-3)
+    rng = np.random.default_rng(copies)
+    hidden = rng.random((200_000, copies + 1)) < 0.6
+    usable = (hidden[:, 1:].all(axis=1) & ~hidden[:, 0]).mean()
+    assert information_bits(0.6, 16, copies) == pytest.approx(4 * usable, rel=0.05)
+
+
+def _grating_class(grey: np.ndarray) -> int:
+    """Direction of the strongest wave, as a class of 45 degrees."""
+    power = np.abs(np.fft.fft2(grey - grey.mean()))
+    power[20:-20] = 0
+    power[:, 20:-20] = 0
+    row, column = np.unravel_index(int(power.argmax()), power.shape)
+    vertical, horizontal = np.fft.fftfreq(len(grey))[[row, column]]
+    return round(np.degrees(np.arctan2(vertical, horizontal)) / 45) % 4
+
+
+def test_the_shown_attribute_is_in_the_pixels_and_not_in_the_report() -> None:
+    pairs = [one_sided_attributes(index, 2, SIZE) for index in range(300)]
+    read = [_grating_class(pair.grey.astype(float)) for pair in pairs]
+    assert np.mean([guess == pair.truth[1] for guess, pair in zip(read, pairs, strict=True)]) > 0.95
+    for word in ("amber", "birch", "cedar", "dune", "noted", "seen"):
+        shown = Counter(pair.truth[1] for pair in pairs if word in pair.report.split())
+        assert len(shown) == 4
+        assert max(shown.values()) < 0.5 * shown.total()
+
+
+def test_the_told_attribute_is_in_every_report_and_only_in_small_marks() -> None:
+    words = ("amber", "birch", "cedar", "dune")
+    for index in range(40):
+        pair = one_sided_attributes(index, 2, SIZE)
+        assert [word for word in words if word in pair.report.split()] == [words[pair.truth[0]]]
+        assert set(pair.labels) == {f"told_{words[pair.truth[0]]}", f"shown_{45 * pair.truth[1]}"}
+        assert 0 < pair.finding_mask.mean() < 0.05
+        hidden = one_sided_attributes(index, 2, SIZE, marks=0)
+        assert hidden.report == pair.report
+        assert not hidden.finding_mask.any()
+
+
+def test_marks_stand_at_unpredictable_places() -> None:
+    where = np.mean([one_sided_attributes(index, 4, 64).finding_mask for index in range(300)], axis=0)
+    assert where.max() < 0.2
+
+
+def test_planted_pairs_are_pure_functions() -> None:
+    for make in (codes_in_cells, one_sided_attributes):
+        np.testing.assert_array_equal(make(7, 1, 64).grey, make(7, 1, 64).grey)
+        assert make(7, 1, 64).report == make(7, 1, 64).report
+        assert not np.array_equal(make(7, 1, 64).grey, make(8, 1, 64).grey)
+
+
+def test_planted_sets_are_sources_too() -> None:
+    for kind in ("codes_in_cells", "one_sided_attributes"):
+        source = PhantomSource(5, 2, 1, 64, 0, kind=kind, cells=9, copies=2)  # type: ignore[arg-type]
+        items = list(source.items())
+        assert [item.split for item in items] == ["train"] * 5 + ["val"] * 2 + ["test"]
+        assert len({item.patient_id for item in items}) == 8
+        extra = source.load_extra(items[0])
+        assert source.load_image(items[0])[:2] == b"\xff\xd8"
+        assert extra["mask"] is None
+        assert extra["finding_mask"][:4] == b"\x89PNG"
+        assert source.extra_schema().names == ["mask", "questions", "finding_mask"]
+
+
+def test_cells_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="65 cells"):
+        PhantomSource(1, 1, 1, 128, 0, kind="codes_in_cells", cells=65)
+    with pytest.raises(ValueError, match="do not fit"):
+        codes_in_cells(0, 0, 64, cells=64 + 17)
