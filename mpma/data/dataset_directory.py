@@ -28,6 +28,14 @@ RECORD_SUFFIX: Final = ".json"
 _OWN_FILES: Final = (MARKER, UNFINISHED, LOCK, TOKENIZER_FILE, QUARANTINE_FILE)
 
 
+class DirectoryBusyError(UserError):
+    """Another process is writing into the directory."""
+
+
+class DatasetExistsError(UserError):
+    """A finished dataset is in the way."""
+
+
 @contextmanager
 def unfinished_dataset(
     storage: Storage, plan: str, *, overwrite: bool = False, keep_parts: bool = True
@@ -69,7 +77,7 @@ def check_free(storage: Storage, *, overwrite: bool = False) -> None:
             "choose a directory that is empty or does not exist",
         )
     if MARKER in names and not overwrite:
-        raise UserError(
+        raise DatasetExistsError(
             f"{storage.location} holds a finished dataset already",
             "choose another --out, or replace it with --overwrite",
         )
@@ -78,7 +86,8 @@ def check_free(storage: Storage, *, overwrite: bool = False) -> None:
 def end_unfinished(storage: Storage) -> None:
     """Drop what only mattered until the marker stood: the parts' records, the plan, the lock."""
     for name in storage.sizes():
-        if _is_own(name) and (name in (UNFINISHED, LOCK) or ("/" in name and name.endswith(RECORD_SUFFIX))):
+        record = "/" in name and name.endswith(RECORD_SUFFIX)
+        if _is_own(name) and (record or name in (UNFINISHED, LOCK) or name.endswith(TEMPORARY_SUFFIX)):
             storage.delete(name)
 
 
@@ -116,7 +125,7 @@ def _lock(storage: Storage) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise DirectoryBusyError(
                 f"{storage.location} is being written by another process",
                 "wait for it, or choose another --out",
             ) from error

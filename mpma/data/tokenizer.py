@@ -3,9 +3,10 @@
 Decisions: lower case, NFKD, accents stripped, BERT's division into words, WordPiece by longest match.
 The library's WordPiece trainer depends on the order of a hash table; so the vocabulary is grown by
 byte-pair merges, which depend on counts alone once every letter and its `##` form have numbers in a
-fixed order, and is then handed to WordPiece. De-identification marks (`XXXX`, `___`, `[** **]`) become
-one token `xxxx`. A report cannot smuggle in a special token: text that looks like one is text.
-Encoding runs in the library's threads; word numbers are a cumulative sum, no loop over tokens.
+fixed order, and is then handed to WordPiece. A run of de-identification marks (`XXXX`, `___`,
+`[** **]`: what `mpma.data.sections.collapse_marks` collapses) becomes the one token `xxxx`. A report
+cannot smuggle in a special token: text that looks like one is text. Encoding runs in the library's
+threads; word numbers are a cumulative sum, no loop over tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ DEFAULT_VOCABULARY_SIZE: Final = 30_000
 
 _CONTINUATION: Final = "##"
 _LONGEST_WORD: Final = 100
-_MARKS: Final = r"x{4,}|_{2,}|\[\*\*[^\]]*\*\*\]"
+_MARK: Final = r"(?:\bx{3,}\b|_{3,}|\[\*\*[^*]{0,80}\*\*\])"
+_MARK_RUN: Final = rf"{_MARK}(?:[\s,/]*{_MARK})*"
 
 _ROLES: Final = {
     "pad": ("[PAD]", "<pad>"),
@@ -126,7 +128,7 @@ def _normalizer() -> normalizers.Normalizer:
             normalizers.BertNormalizer(
                 clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
             ),
-            normalizers.Replace(Regex(_MARKS), f" {DEIDENTIFICATION_MARK} "),
+            normalizers.Replace(Regex(_MARK_RUN), f" {DEIDENTIFICATION_MARK} "),
         ]
     )
 

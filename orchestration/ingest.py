@@ -1,0 +1,125 @@
+"""python -m orchestration.ingest: from an archive to a dataset directory.
+
+Heavy imports stand inside functions, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestration.command import program, run
+
+app = program(
+    "Turn an archive of images and reports into a checked dataset: pairs split by patient, Parquet shards, "
+    "a tokeniser, and a quarantine that says why something was not kept."
+)
+
+
+@app.command()
+def main(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Layout of the archive: openi (the publisher's XML and PNG), manifest (tables of paths or "
+            "embedded images) or phantom (synthetic pairs, made on the spot)."
+        ),
+    ],
+    root: Annotated[
+        str | None, typer.Argument(help="The archive's folder or table file; phantom has none.")
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Dataset directory to make: a path or a URI such as s3://bucket/name."),
+    ] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Option of the source: --set columns.report=text. Repeatable."),
+    ] = None,
+    row_filter: Annotated[
+        str | None,
+        typer.Option("--filter", help="Rows to keep (manifest), such as 'modality == XR'."),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(help="Shares of patients for train/val/test where the source gives no split."),
+    ] = "0.8/0.1/0.1",
+    split_seed: Annotated[int, typer.Option(min=0, help="Another seed draws other patients.")] = 0,
+    key_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Secret key of the hash that names patients and draws splits; made where it is not there. "
+            "Default: ~/.config/mpma/patient_key.",
+            show_default=False,
+        ),
+    ] = None,
+    short_side: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Shrink images to this shorter side in pixels; 0 keeps their size. Phantom keeps it."
+        ),
+    ] = 512,
+    image_format: Annotated[
+        str, typer.Option(help="How decoded images are stored: jpeg, or png (lossless, larger).")
+    ] = "jpeg",
+    jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="Quality of the JPEG.")] = 95,
+    min_words: Annotated[
+        int, typer.Option(min=1, help="Quarantine reports of fewer words (of the text the model reads).")
+    ] = 1,
+    min_side: Annotated[
+        int, typer.Option(min=1, help="Quarantine images whose shorter side has fewer pixels.")
+    ] = 64,
+    vocabulary_size: Annotated[int, typer.Option(min=64, help="Most entries of the tokeniser.")] = 30_000,
+    max_tokens: Annotated[
+        int, typer.Option(min=8, max=4096, help="Count reports of more tokens as cut.")
+    ] = 128,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished dataset at --out.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="List, check texts and splits, print the table, read no pixel, write nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Ray cluster to work on. Default: RAY_ADDRESS, else this machine."),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option("--cpus", "--workers", min=1, help="Tasks at once on this machine. Default: its CPUs."),
+    ] = None,
+) -> None:
+    from orchestration import ingest_command
+
+    ingest_command.execute(
+        ingest_command.Request(
+            source=source,
+            root=root,
+            out=out,
+            overrides=list(overrides or []),
+            row_filter=row_filter,
+            split=split,
+            split_seed=split_seed,
+            key_file=key_file,
+            short_side=short_side,
+            image_format=image_format,
+            jpeg_quality=jpeg_quality,
+            min_words=min_words,
+            min_side=min_side,
+            vocabulary_size=vocabulary_size,
+            max_tokens=max_tokens,
+            overwrite=overwrite,
+            check=check,
+            as_json=as_json,
+            address=address,
+            cpus=cpus,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(app)
