@@ -50,6 +50,7 @@ _HEAD_BYTES: Final = 64_000_000
 _TASKS_PER_EXECUTION: Final = 48
 _READ_AHEAD_TASKS: Final = 8
 _POLL_SECONDS: Final = 0.2
+_JOIN_SECONDS: Final = 2.0
 
 
 def choose_decode(data: DataConfig, device: str) -> tuple[Decode, str]:
@@ -178,8 +179,8 @@ class BatchStream:
         self._ended = self._ended or StopIteration()
         self._closed.set()
         for thread in list(self._threads):
-            if thread is not threading.current_thread():
-                thread.join(timeout=10)
+            # One that waits for a read task ends, with its execution, when the task does.
+            thread.join(timeout=_JOIN_SECONDS)
 
     def _wait_for_batch(self, began: float) -> Batch | BaseException:
         while True:
@@ -327,6 +328,8 @@ def _execute(tasks: list[list[Piece]], source: Source) -> Generator[pa.Table, No
 
     from orchestration.reading import read_or_say_why, requests
 
+    if not ray.is_initialized():
+        raise RuntimeError("a stream reads through Ray Data: connect to Ray first")
     # A torn shard is reported in one line by the consumer; Ray Data's own account would come first.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
