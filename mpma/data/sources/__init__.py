@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from pydantic import ValidationError
 
-from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomConfig, PhantomOptions
+from mpma.data.config import PhantomConfig
+from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomOptions
 from mpma.errors import UserError
 from mpma.strict import StrictConfig
 
