@@ -286,8 +286,6 @@ class BatchStream:
     # --- the reading thread ------------------------------------------------------------------
 
     def _read(self, pieces: Iterator[Piece]) -> None:
-        from ray.exceptions import RayError
-
         try:
             tasks = self._tasks(pieces)
             while execution := list(islice(tasks, _TASKS_PER_EXECUTION)):
@@ -296,15 +294,8 @@ class BatchStream:
                         self._offer(self._blocks, block)
         except _ClosedError:
             pass
-        except RayError as error:
-            failure = JobError(
-                f"Ray Data's read tasks failed ({type(error).__name__})",
-                "Ray's own logs say where: `ray logs` or the dashboard",
-            )
-            failure.__cause__ = error
-            self._offer_last(self._blocks, failure)
         except BaseException as error:
-            self._offer_last(self._blocks, error)
+            self._offer_last(self._blocks, _explained(error))
 
     def _offer(self, target: queue.Queue[Any], item: Any) -> None:
         """Put `item` when there is room. Raises _ClosedError when the stream was closed meanwhile."""
@@ -344,6 +335,18 @@ def _execute(tasks: list[list[Piece]], source: Source) -> Generator[pa.Table, No
             partial(read_or_say_why, source=source), batch_size=None, batch_format="pyarrow"
         )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """An error of Ray's as one of ours; others as they are."""
+    if not type(error).__module__.startswith("ray."):
+        return error
+    failure = JobError(
+        f"Ray Data's read tasks failed ({type(error).__name__})",
+        "Ray's own logs say where: `ray logs` or the dashboard",
+    )
+    failure.__cause__ = error
+    return failure
 
 
 class _ClosedError(Exception):

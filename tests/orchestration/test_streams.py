@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -254,10 +254,15 @@ def test_no_progress_ends_the_job_with_where_to_look(
 def test_an_error_behind_the_stream_reaches_its_consumer(
     split: Split, collator: Collator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_execute", _never)
     monkeypatch.setattr(streams, "_HEAD_BYTES", 0)
-    with pytest.raises(AssertionError, match="not to be called"):
-        next(opened(split, collator))
+    ray_error = type("NodeDiedError", (Exception,), {"__module__": "ray.exceptions"})
+    for error, expected_error, words in (
+        (AssertionError("a defect"), AssertionError, "a defect"),
+        (ray_error("address 10.0.0.7"), JobError, r"read tasks failed \(NodeDiedError\)$"),
+    ):
+        monkeypatch.setattr(streams, "_execute", _raising(error))
+        with pytest.raises(expected_error, match=words):
+            next(opened(split, collator))
 
 
 @pytest.mark.usefixtures("in_process")
@@ -357,5 +362,8 @@ def test_the_place_of_decoding_is_chosen_with_a_reason() -> None:
     assert "configured" in reason
 
 
-def _never(*_: object) -> Iterator[pa.Table]:
-    raise AssertionError("not to be called")
+def _raising(error: Exception) -> Callable[..., Iterator[pa.Table]]:
+    def execute(*_: object) -> Iterator[pa.Table]:
+        raise error
+
+    return execute
