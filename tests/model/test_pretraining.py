@@ -234,8 +234,6 @@ MICRO_VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("visible", [4, 16])
 @pytest.mark.parametrize("variant", MICRO_VARIANTS)
 def test_micro_batches_give_the_gradients_of_the_whole_batch(variant: dict[str, Any], visible: int) -> None:
-    if variant == _weights(report_reconstruction=0.5, image_reconstruction=2.0) and visible == 16:
-        pytest.skip("the full image leaves this variant's first loss nothing to do")
     model, batch = small_model(**variant), small_batch(visible=visible)
     whole = accumulate_backward(model, batch)
     expected = gradients(model)
