@@ -1,4 +1,4 @@
-"""The pairs of a validation: fixed by seed, one per patient, read without pictures, no further than needed."""
+"""The pairs of a validation: fixed by seed, one per patient, no picture read and no row too many."""
 
 from __future__ import annotations
 
