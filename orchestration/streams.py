@@ -2,8 +2,8 @@
 
 Decisions
 - Each worker makes its own Ray Data datasets from a list of requests in the order of first need, and
-  iterates whole blocks in that order. About 25 MB a task; the list is cut into executions of some
-  dozens of tasks, so that an endless order needs no endless list. Ray Data's Parquet reader is not
+  iterates whole blocks in that order. About 25 MB a task; the list is cut into executions of about a
+  thousand row groups, so that an endless order needs no endless list. Ray Data's Parquet reader is not
   used: it starts a pool of actors at every execution and cannot begin at a given pair.
 - The first batches' rows are read by the worker itself, with the same function, up to 64 MB: Ray Data's
   first task needs some seconds to start.
@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import pyarrow as pa
@@ -47,7 +47,8 @@ TASK_BYTES: Final = 25_000_000
 """Aim for the rows of one read task."""
 
 _HEAD_BYTES: Final = 64_000_000
-_TASKS_PER_EXECUTION: Final = 48
+_PIECES_PER_TASK: Final = 256
+_PIECES_PER_EXECUTION: Final = 1024
 _READ_AHEAD_TASKS: Final = 8
 _POLL_SECONDS: Final = 0.2
 _JOIN_SECONDS: Final = 2.0
@@ -277,7 +278,7 @@ class BatchStream:
             self._asked[piece.number] = piece
             task.append(piece)
             rows += piece.chunk.rows
-            if rows * self._row_bytes >= TASK_BYTES:
+            if rows * self._row_bytes >= TASK_BYTES or len(task) == _PIECES_PER_TASK:
                 yield task
                 task, rows = [], 0
         if task:
@@ -288,7 +289,7 @@ class BatchStream:
     def _read(self, pieces: Iterator[Piece]) -> None:
         try:
             tasks = self._tasks(pieces)
-            while execution := list(islice(tasks, _TASKS_PER_EXECUTION)):
+            while execution := _some(tasks):
                 with closing(_execute(execution, self._source)) as blocks:
                     for block in blocks:
                         self._offer(self._blocks, block)
@@ -311,6 +312,16 @@ class BatchStream:
     def _offer_last(self, target: queue.Queue[Any], item: Any) -> None:
         with suppress(_ClosedError):
             self._offer(target, item)
+
+
+def _some(tasks: Iterator[list[Piece]]) -> list[list[Piece]]:
+    """Tasks for one execution: planning more of them would hold up the first."""
+    taken: list[list[Piece]] = []
+    pieces = 0
+    while pieces < _PIECES_PER_EXECUTION and (task := next(tasks, None)):
+        taken.append(task)
+        pieces += len(task)
+    return taken
 
 
 def _execute(tasks: list[list[Piece]], source: Source) -> Generator[pa.Table, None, None]:

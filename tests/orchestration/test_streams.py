@@ -155,10 +155,10 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many executions of two tasks with two or three row groups each; a small head."""
+    """Many executions of a few tasks with two or three row groups each; a small head."""
     monkeypatch.setattr(streams, "TASK_BYTES", 250_000)
     monkeypatch.setattr(streams, "_HEAD_BYTES", 250_000)
-    monkeypatch.setattr(streams, "_TASKS_PER_EXECUTION", 2)
+    monkeypatch.setattr(streams, "_PIECES_PER_EXECUTION", 5)
 
 
 @pytest.fixture
