@@ -5,7 +5,7 @@ Decisions
   iterates whole blocks in that order. About 25 MB a task; the list is cut into executions of about a
   thousand row groups, so that an endless order needs no endless list. Ray Data's Parquet reader is not
   used: it starts a pool of actors at every execution and cannot begin at a given pair.
-- The first batches' rows are read by the worker itself, with the same function, up to 64 MB: Ray Data's
+- The first batches' rows are read by the worker itself, with the same function, up to 256 MB: Ray Data's
   first task needs some seconds to start.
 - A share of the split that fits `data.cache_bytes` (encoded, per worker) is kept once it has been read,
   and Ray Data has nothing left to do after the first epoch. Only where images are decoded by the worker:
@@ -46,7 +46,7 @@ Decode = Literal["collate", "read"]
 TASK_BYTES: Final = 25_000_000
 """Aim for the rows of one read task."""
 
-_HEAD_BYTES: Final = 64_000_000
+_HEAD_BYTES: Final = 256_000_000
 _PIECES_PER_TASK: Final = 256
 _PIECES_PER_EXECUTION: Final = 1024
 _READ_AHEAD_TASKS: Final = 8

@@ -17,7 +17,8 @@ def test_the_values_are_frozen_so_that_old_runs_continue_exactly() -> None:
 
 def test_values_are_uniform_in_every_column() -> None:
     values = uniform(3, "words", 1, np.arange(20_000)[:, None], np.arange(8))
-    assert values.min() >= 0 and values.max() < 1
+    assert values.min() >= 0
+    assert values.max() < 1
     counts = np.stack([np.histogram(column, bins=20, range=(0, 1))[0] for column in values.T])
     chi_square = ((counts - 1000) ** 2 / 1000).sum(1)
     assert chi_square.max() < 50  # 19 degrees of freedom: above 50 once in about 8,000 columns
