@@ -71,13 +71,14 @@ class Temperature(nn.Module):
 
     def __init__(self, start: float) -> None:
         super().__init__()
-        self.logarithm = nn.Parameter(torch.tensor(math.log(start)))
+        # One element and not a scalar: sharded data parallelism refuses scalars.
+        self.logarithm = nn.Parameter(torch.tensor([math.log(start)]))
 
     def forward(self) -> Tensor:
         """The temperature, fp32 scalar."""
         low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
         bounded: Tensor = _Bounded.apply(self.logarithm, low, high)
-        return bounded.exp()
+        return bounded.exp().squeeze(0)
 
 
 class _Bounded(torch.autograd.Function):
@@ -188,27 +189,27 @@ def word_patch_scores(patches_IPA: Tensor, words_JWA: Tensor, word_mask_JW: Tens
                 parts.append(again)
             else:
                 parts.append(_scores_part(patches, gram_IPP, part, mask))
-        return torch.cat(parts).T
+        return torch.cat(parts, dim=1)
 
 
 def _scores_part(patches_IPA: Tensor, gram_IPP: Tensor, words_JWA: Tensor, word_mask_JW: Tensor) -> Tensor:
     images, count, width = patches_IPA.shape
     reports, slots, _ = words_JWA.shape
-    # One plain matrix product; rows are words, columns the patches of all images.
-    cosine = (words_JWA.reshape(-1, width) @ patches_IPA.reshape(-1, width).T).view(-1, images, count)
-    attention = torch.softmax(ATTENTION_SHARPNESS * cosine, dim=-1)
-    along = (attention * cosine).sum(dim=-1)
-    spread = torch.bmm(attention.transpose(0, 1), gram_IPP).transpose(0, 1)
-    norm_squared = (attention * spread).sum(dim=-1)
+    # One plain matrix product, words innermost: softmax and sums over the few patches then run along
+    # contiguous words, and the Gram product needs no copy.
+    cosine = patches_IPA.reshape(-1, width) @ words_JWA.reshape(-1, width).T
+    cosine = cosine.view(images, count, reports * slots)
+    attention = torch.softmax(ATTENTION_SHARPNESS * cosine, dim=1)
+    along = (attention * cosine).sum(dim=1)
+    norm_squared = (attention * torch.bmm(gram_IPP, attention)).sum(dim=1)
     similarity = along * torch.rsqrt(norm_squared.clamp_min(_SMALLEST_NORM_SQUARED))
-    similarity = similarity.view(reports, slots, images)
+    similarity = similarity.view(images, reports, slots)
     words = word_mask_JW.sum(dim=1)
-    padding = torch.zeros(word_mask_JW.shape, device=similarity.device)
     # Finite, so that a report without words gives no NaN gradient before it is set to 0 below.
-    padding = padding.masked_fill(~word_mask_JW, -1e4)
-    pooled = torch.logsumexp(WORD_SHARPNESS * similarity + padding[:, :, None], dim=1)
-    pooled = (pooled - words.clamp_min(1).log()[:, None]) * (LOCAL_SCALE / WORD_SHARPNESS)
-    return torch.where(words[:, None] > 0, pooled, 0.0)
+    padding = torch.zeros(word_mask_JW.shape, device=similarity.device).masked_fill(~word_mask_JW, -1e4)
+    pooled = torch.logsumexp(WORD_SHARPNESS * similarity + padding, dim=2)
+    pooled = (pooled - words.clamp_min(1).log()) * (LOCAL_SCALE / WORD_SHARPNESS)
+    return torch.where(words > 0, pooled, 0.0)
 
 
 def words_to_patches_loss(features: AlignmentFeatures, group_size: int) -> Tensor:

@@ -115,7 +115,7 @@ class SharedMemory(nn.Module):
 
     @torch.no_grad()
     def usage(self, tokens_BTE: Tensor, real_BT: Tensor, memory: ProjectedMemory) -> Tensor:
-        """Mean weight of each slot, [H,M] fp32, over the first pairs' real tokens (at most 512 queries).
+        """Mean weight of each slot, [H,M] fp32, over the first pairs' real tokens (at most 128 queries).
 
         A sample: the figures are for watching, and the whole would cost a second pass.
         """
@@ -132,7 +132,7 @@ class SharedMemory(nn.Module):
         return values.view(rows, self.heads, width // self.heads).transpose(0, 1)
 
 
-_USAGE_QUERIES = 512
+_USAGE_QUERIES = 128
 
 
 def usage_diagnostics(usage_HM: Tensor) -> dict[str, Tensor]:

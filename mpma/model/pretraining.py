@@ -432,7 +432,7 @@ class PretrainingModel(nn.Module):
         for name, value in features.differentiable().items():
             total = total + (value * replay.gradients[name]).sum()
         if replay.temperature_gradient is not None and self.wants_global:
-            total = total + self.temperature.logarithm * replay.temperature_gradient
+            total = total + (self.temperature.logarithm * replay.temperature_gradient).sum()
         return total
 
     def _pooled(self, tokens: ImageTokens) -> Tensor:
