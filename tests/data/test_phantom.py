@@ -33,7 +33,7 @@ from mpma.errors import UserError
 SIZE = 96
 
 KEYWORDS = {
-    "nodule": ("nodul",),
+    "nodule": ("nodul", "mass"),
     "consolidation": ("consolidation",),
     "effusion": ("effusion",),
     "pneumothorax": ("pneumothorax",),

@@ -184,8 +184,8 @@ def sample_anatomy(draws: Draws, *, volume: str, heart: str, traits: dict[str, s
         curve = draws.uniform(0.075, 0.12) * (1.0 if traits["scoliosis"] == "left" else -1.0)
     thorax = draws.uniform(0.64, 0.79)
     return Anatomy(
-        scale=draws.uniform(0.88, 1.10),
-        shift_x=draws.uniform(-0.08, 0.08),
+        scale=draws.uniform(0.90, 1.08),
+        shift_x=draws.uniform(-0.06, 0.06),
         shift_y=draws.uniform(-0.05, 0.07),
         shear=draws.uniform(-0.05, 0.05),
         thorax_half_width=thorax,
@@ -232,8 +232,8 @@ def sample_exposure(draws: Draws, penetration: str) -> Exposure:
         gamma=draws.uniform(*gamma),
         gradient_x=draws.uniform(-0.06, 0.06),
         gradient_y=draws.uniform(-0.05, 0.05),
-        noise=draws.uniform(0.008, 0.028),
-        mottle=draws.uniform(0.0, 0.02) + (draws.uniform(0.01, 0.03) if draws.chance(0.25) else 0.0),
+        noise=draws.uniform(0.006, 0.022),
+        mottle=draws.uniform(0.0, 0.014) + (draws.uniform(0.01, 0.026) if draws.chance(0.25) else 0.0),
         blur=draws.uniform(0.0, 0.8),
         collimation=(edges[0], edges[1], edges[2], edges[3]),
         marker=draws.choice(("L", "R", "")),

@@ -40,17 +40,17 @@ LABELS: Final = tuple(f"{side}_{kind}" for kind in SIDED_KINDS for side in ("lef
 """Every label a chest phantom can have, in a fixed order."""
 
 PREVALENCE: Final = {
-    "nodule": 0.18,
+    "nodule": 0.20,
     "consolidation": 0.20,
     "effusion": 0.26,
     "pneumothorax": 0.26,
-    "atelectasis": 0.16,
-    "rib_fracture": 0.14,
+    "atelectasis": 0.18,
+    "rib_fracture": 0.16,
     "cardiomegaly": 0.28,
-    "interstitial_pattern": 0.13,
-    "endotracheal_tube": 0.11,
-    "pacemaker": 0.11,
-    "central_line": 0.12,
+    "interstitial_pattern": 0.15,
+    "endotracheal_tube": 0.14,
+    "pacemaker": 0.15,
+    "central_line": 0.14,
 }
 """Probability of each kind before exclusions."""
 
@@ -97,7 +97,7 @@ class Finding:
     count: int = 1
     """How many nodules."""
     rib: int = 0
-    """Number of the broken rib."""
+    """Number of the uppermost of the three broken ribs."""
     places: tuple[tuple[float, float, float], ...] = ()
     """Centres and radii (X, Y, radius) in body units."""
     angle: float = 0.0
@@ -178,20 +178,20 @@ def sample_description(index: int, seed: int) -> Description:
 
 def _sample_traits(draws: Draws) -> dict[str, str]:
     traits: dict[str, str] = {}
-    volume = draws.weighted((("", 0.74), ("low_volume", 0.14), ("high_volume", 0.12)))
-    penetration = draws.weighted((("", 0.84), ("underpenetrated", 0.08), ("overpenetrated", 0.08)))
+    volume = draws.weighted((("", 0.80), ("low_volume", 0.11), ("high_volume", 0.09)))
+    penetration = draws.weighted((("", 0.90), ("underpenetrated", 0.05), ("overpenetrated", 0.05)))
     for name in (volume, penetration):
         if name:
             traits[name] = ""
-    if draws.chance(0.10):
+    if draws.chance(0.07):
         traits["scoliosis"] = draws.choice(("left", "right"))
-    if not volume and draws.chance(0.10):
+    if not volume and draws.chance(0.07):
         traits["elevated_diaphragm"] = draws.choice(("left", "right"))
     for name, probability in (
-        ("prominent_aorta", 0.09),
-        ("gastric_distension", 0.08),
-        ("large_habitus", 0.10),
-        ("monitoring_leads", 0.12),
+        ("prominent_aorta", 0.06),
+        ("gastric_distension", 0.05),
+        ("large_habitus", 0.06),
+        ("monitoring_leads", 0.10),
     ):
         if draws.chance(probability):
             traits[name] = ""
@@ -230,7 +230,7 @@ def _sample_finding(
             zone = "mid"
         grade = draws.choice(GRADES[kind])
         x, y = anatomy.place(draws, side, zone, 0.10)
-        thickness = draws.uniform(0.016, 0.022) if grade == "thin" else draws.uniform(0.038, 0.05)
+        thickness = draws.uniform(0.024, 0.030) if grade == "thin" else draws.uniform(0.05, 0.065)
         return Finding(
             kind,
             side,
@@ -241,11 +241,14 @@ def _sample_finding(
             contrast=contrast,
         )
     if kind == "rib_fracture":
-        rib = draws.integer(4, 8)
-        across = draws.uniform(0.72, 0.88) * anatomy.thorax_half_width
+        rib = draws.integer(3, 6)
+        across = draws.uniform(0.70, 0.86) * anatomy.thorax_half_width
         sign = 1.0 if side == "left" else -1.0
-        place = (sign * across, anatomy.rib_height(rib, across), draws.uniform(0.036, 0.044))
-        return Finding(kind, side, rib=rib, places=(place,), contrast=contrast)
+        places = tuple(
+            (sign * across, anatomy.rib_height(number, across), draws.uniform(0.042, 0.052))
+            for number in (rib, rib + 1, rib + 2)
+        )
+        return Finding(kind, side, rib=rib, places=places, contrast=contrast)
     if kind == "cardiomegaly":
         return Finding(kind, grade=heart)
     if kind == "interstitial_pattern":
@@ -258,7 +261,7 @@ def _sample_finding(
 
 def _nodule(draws: Draws, anatomy: Anatomy, side: str, zone: str, contrast: float) -> Finding:
     count = draws.weighted(((1, 0.75), (2, 0.17), (3, 0.08)))
-    millimetres = draws.integer(14, 40)
+    millimetres = draws.integer(20, 54)
     places: list[tuple[float, float, float]] = []
     for number in range(count):
         size = millimetres if number == 0 else draws.uniform(0.6, 0.9) * millimetres

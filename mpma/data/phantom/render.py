@@ -122,8 +122,9 @@ class _Film:
         self.heart: Grid = _ramp((1.0 - radius) * self.sharp * np.float32(0.22 * body.heart_half_width))
         knob = (self.midline_x - 0.07) ** 2 + (y + 0.34) ** 2
         knob_shadow = _ramp((np.float32(body.knob_radius) - np.sqrt(knob)) * self.sharp * 0.5)
-        self.lungs: Grid = whole * (1.0 - np.maximum(self.heart, knob_shadow))
-        self.soft += np.float32(0.04) * np.maximum(self.heart, knob_shadow)
+        shadow: Grid = np.maximum(self.heart, knob_shadow)
+        self.lungs: Grid = (whole * (1.0 - shadow)).astype(np.float32)
+        self.soft += np.float32(0.04) * shadow
 
     def _bones(self) -> Grid:
         body, y, across = self.anatomy, self.y, self.across
@@ -182,7 +183,7 @@ class _Film:
         mask = np.zeros(self.x.shape, dtype=np.bool_)
         for x, y, radius in finding.places:
             distance = np.sqrt((self.x - np.float32(x)) ** 2 + (self.y - np.float32(y)) ** 2)
-            extra += np.float32(0.24 * finding.contrast) * _ramp(
+            extra += np.float32(0.30 * finding.contrast) * _ramp(
                 (np.float32(radius) - distance) * self.sharp * 0.6
             )
             mask |= distance <= radius
@@ -212,9 +213,9 @@ class _Film:
         side = self._side(finding)
         outside = _ramp(-depth * self.sharp * 0.7) * side
         vessels *= 1.0 - outside
-        extra -= np.float32(0.10 * finding.contrast) * outside * self.lungs
+        extra -= np.float32(0.15 * finding.contrast) * outside * self.lungs
         line = _ramp(1.0 - np.abs(depth) * self.sharp * 0.7) * side * self.lungs
-        extra += np.float32(0.10 * finding.contrast) * line
+        extra += np.float32(0.16 * finding.contrast) * line
         return np.asarray((depth < 0) & side & (self.lungs > 0.5), dtype=np.bool_)
 
     def _atelectasis(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
@@ -223,20 +224,21 @@ class _Film:
         along = (self.x - np.float32(x)) * cos + (self.y - np.float32(y)) * sin
         off = (self.y - np.float32(y)) * cos - (self.x - np.float32(x)) * sin
         band = _ramp((np.float32(thickness) - np.abs(off)) * self.sharp * 0.7)
-        band *= _ramp((0.19 - np.abs(along)) * 14) * self.lungs
-        extra += np.float32(0.20 * finding.contrast) * band
+        band *= _ramp((0.23 - np.abs(along)) * 14) * self.lungs
+        extra += np.float32(0.28 * finding.contrast) * band
         return np.asarray((band > 0.4) & self._side(finding), dtype=np.bool_)
 
     def _rib_fracture(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
-        x, y, radius = finding.places[0]
-        dx, dy = self.x - np.float32(x), self.y - np.float32(y)
-        distance = np.sqrt(dx**2 * 0.6 + dy**2)
-        callus = _ramp((np.float32(radius) - distance) * self.sharp * 0.6)
-        gap = _ramp(0.9 - np.abs(dx) * self.sharp * 0.7) * _ramp(
-            (np.float32(radius) * 1.2 - np.abs(dy)) * self.sharp
-        )
-        extra += np.float32(0.22 * finding.contrast) * callus - np.float32(0.20 * finding.contrast) * gap
-        return np.asarray(distance <= radius, dtype=np.bool_)
+        mask = np.zeros(self.x.shape, dtype=np.bool_)
+        for x, y, radius in finding.places:
+            dx, dy = self.x - np.float32(x), self.y - np.float32(y)
+            distance = np.sqrt(dx**2 * 0.6 + dy**2)
+            callus = _ramp((np.float32(radius) - distance) * self.sharp * 0.6)
+            gap = _ramp(0.9 - np.abs(dx) * self.sharp * 0.7)
+            gap *= _ramp((np.float32(radius) * 1.2 - np.abs(dy)) * self.sharp)
+            extra += np.float32(0.24 * finding.contrast) * callus - np.float32(0.22 * finding.contrast) * gap
+            mask |= distance <= radius
+        return mask
 
     def _cardiomegaly(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         return np.asarray(self.heart > 0.5, dtype=np.bool_)
@@ -247,19 +249,19 @@ class _Film:
             _ramp((self.y - np.float32(middle)) * (1.2 if finding.zone == "lower" else -1.2)) * self.lungs
         )
         net = np.abs(self._clouds(41))
-        strength = {"mild": 0.05, "moderate": 0.075, "severe": 0.105}[finding.grade] * finding.contrast
+        strength = {"mild": 0.06, "moderate": 0.09, "severe": 0.12}[finding.grade] * finding.contrast
         extra += np.float32(strength) * (0.75 - net) * 1.6 * weight
         return np.asarray(weight > 0.5, dtype=np.bool_)
 
     def _endotracheal_tube(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         tip = _CARINA_Y - finding.millimetres / MILLIMETRES_PER_UNIT
         heights = np.linspace(-1.2, tip, 8)
-        return self._wire(self._on_spine(heights, 0.0), heights, width=5, fill=220)
+        return self._wire(self._on_spine(heights, 0.0), heights, width=7, fill=235)
 
     def _pacemaker(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         sign = 1.0 if finding.side == "left" else -1.0
         x, y = sign * 0.50, -0.36
-        corners = self._pixels(np.array([x - 0.12, x + 0.12]), np.array([y - 0.085, y + 0.085]))
+        corners = self._pixels(np.array([x - 0.14, x + 0.14]), np.array([y - 0.10, y + 0.10]))
         before = self._wires.copy()
         self.wire_pen.rounded_rectangle(
             (corners[0][0], corners[1][0], corners[0][1], corners[1][1]), radius=self.size * 0.06, fill=250
@@ -268,7 +270,7 @@ class _Film:
         tip = (body.heart_x + 0.45 * body.heart_half_width, body.heart_y + 0.5 * body.heart_height)
         lead_x = np.array([x, sign * 0.30, sign * 0.12, -0.09, -0.08, -0.05, tip[0]])
         lead_y = np.array([y - 0.05, -0.52, -0.48, -0.30, -0.05, body.heart_y + 0.05, tip[1]])
-        self._wire(lead_x, lead_y, width=3, fill=220)
+        self._wire(lead_x, lead_y, width=4, fill=235)
         drawn = np.asarray(self._wires, dtype=np.int16) - np.asarray(before, dtype=np.int16)
         return self._shrink(drawn > 0)
 
@@ -276,7 +278,7 @@ class _Film:
         sign = 1.0 if finding.side == "left" else -1.0
         x = np.array([sign * 0.62, sign * 0.46, sign * 0.26, sign * 0.12, -0.085, -0.10, -0.10])
         y = np.array([-0.86, -0.60, -0.52, -0.47, -0.38, -0.22, 0.02])
-        return self._wire(x, y, width=3, fill=230)
+        return self._wire(x, y, width=4, fill=235)
 
     # Nuisances and exposure
 

@@ -17,14 +17,14 @@ from mpma.data.phantom.findings import Description, Finding
 MOST_WORDS: Final = 44
 
 _NUMBERS: Final = {2: "two", 3: "three"}
-_ORDINALS: Final = {4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth"}
+_RIBS: Final = {3: "third to fifth", 4: "fourth to sixth", 5: "fifth to seventh", 6: "sixth to eighth"}
 
 _POSITIVE: Final[dict[str, tuple[str, ...]]] = {
     "nodule": (
-        "there is a {mm} mm nodule in the {side} {zone} zone",
-        "{side} {zone} zone nodule measuring {mm} mm",
-        "a rounded {mm} mm nodular opacity projects over the {side} {zone} lung",
-        "solitary {mm} mm nodule, {side} {zone} lung",
+        "there is a {mm} mm {mass} in the {side} {zone} zone",
+        "{side} {zone} zone {mass} measuring {mm} mm",
+        "a rounded {mm} mm {mass} projects over the {side} {zone} lung",
+        "solitary {mm} mm {mass}, {side} {zone} lung",
     ),
     "nodules": (
         "{n} nodules in the {side} {zone} zone, the largest {mm} mm",
@@ -54,9 +54,9 @@ _POSITIVE: Final[dict[str, tuple[str, ...]]] = {
         "there is {grade} plate-like atelectasis in the {side} {zone} zone",
     ),
     "rib_fracture": (
-        "healing fracture of the {side} {rib} rib",
-        "there is a fracture of the lateral {side} {rib} rib with callus",
-        "{side} {rib} rib fracture",
+        "healing fractures of the {side} {rib} ribs",
+        "there are fractures of the lateral {side} {rib} ribs with callus",
+        "{side} {rib} rib fractures",
     ),
     "cardiomegaly": (
         "{grade} cardiomegaly",
@@ -118,7 +118,7 @@ _TRAITS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 _ABSENT: Final[dict[str, tuple[str, ...]]] = {
-    "nodule": ("no pulmonary nodule", "no suspicious nodule"),
+    "nodule": ("no pulmonary nodule or mass", "no suspicious nodule"),
     "consolidation": ("no focal consolidation", "the lungs are clear of consolidation"),
     "effusion": ("no pleural effusion", "the pleural spaces are without effusion"),
     "pneumothorax": ("no pneumothorax", "negative for pneumothorax"),
@@ -176,12 +176,12 @@ _NOTHING: Final = (
 )
 
 _SHORT: Final = {
-    "nodule": "{side} lung nodule",
+    "nodule": "{side} lung {mass}",
     "consolidation": "{side} consolidation",
     "effusion": "{side} effusion",
     "pneumothorax": "{side} pneumothorax",
     "atelectasis": "{side} atelectasis",
-    "rib_fracture": "{side} rib fracture",
+    "rib_fracture": "{side} rib fractures",
     "cardiomegaly": "cardiomegaly",
     "interstitial_pattern": "interstitial pattern",
     "endotracheal_tube": "endotracheal tube in place",
@@ -197,7 +197,7 @@ def write_report(description: Description, draws: Draws) -> tuple[str, str, str]
     impression = _impression(description, draws)
     words = sum(len(sentence.split()) for sentence in told) + len(impression.split())
     absent = [kind for kind in draws.shuffled(tuple(_ABSENT)) if not description.of_kind(kind)]
-    while absent and words < MOST_WORDS - 8 and (words < 22 or draws.chance(0.62)):
+    while absent and words < MOST_WORDS - 8 and (words < 20 or draws.chance(0.5)):
         sentence = _deny(absent, draws)
         words += len(sentence.split())
         told.append(sentence)
@@ -214,19 +214,24 @@ def write_report(description: Description, draws: Draws) -> tuple[str, str, str]
 
 def _tell(finding: Finding, draws: Draws) -> str:
     kind = "nodules" if finding.kind == "nodule" and finding.count > 1 else finding.kind
-    text = draws.choice(_POSITIVE[kind]).format(
+    text = _fill(draws.choice(_POSITIVE[kind]), finding)
+    plain = not text.startswith(("there ", "the ", "a ", "an "))
+    if plain and finding.kind in _PLAIN and draws.chance(0.3):
+        text = draws.choice(_HEDGES).format(text)
+    return text
+
+
+def _fill(template: str, finding: Finding) -> str:
+    return template.format(
         side=finding.side,
         zone=finding.zone,
         grade=finding.grade,
         mm=finding.millimetres,
         cm=finding.millimetres // 10,
         n=_NUMBERS.get(finding.count, ""),
-        rib=_ORDINALS.get(finding.rib, ""),
+        rib=_RIBS.get(finding.rib, ""),
+        mass="nodule" if finding.millimetres <= 30 else "mass",
     )
-    plain = not text.startswith(("there ", "the ", "a ", "an "))
-    if plain and finding.kind in _PLAIN and draws.chance(0.3):
-        text = draws.choice(_HEDGES).format(text)
-    return text
 
 
 def _deny(absent: list[str], draws: Draws) -> str:
@@ -242,8 +247,8 @@ def _deny(absent: list[str], draws: Draws) -> str:
 def _impression(description: Description, draws: Draws) -> str:
     if not description.findings:
         return draws.choice(_NOTHING)
-    chosen = draws.shuffled(description.findings)[: 2 if draws.chance(0.6) else 1]
-    return " ".join(_sentence(_SHORT[finding.kind].format(side=finding.side)) for finding in chosen)
+    chosen = draws.shuffled(description.findings)[: 2 if draws.chance(0.7) else 1]
+    return " ".join(_sentence(_fill(_SHORT[finding.kind], finding)) for finding in chosen)
 
 
 def _sentence(text: str) -> str:
