@@ -187,7 +187,7 @@ def finish_dataset(
             rows=len(refused),
             reasons=_reasons(refused),
         ),
-        software=_software(),
+        software=software_versions(),
     )
     storage.write(MARKER, info.to_json())
     end_unfinished(storage)
@@ -290,7 +290,8 @@ def _reasons(refused: Iterable[Rejection]) -> dict[str, int]:
     return dict(Counter(item.reason for item in sorted(refused, key=lambda item: item.reason)))
 
 
-def _software() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
+    """Versions of what a dataset's bytes depend on."""
     found = {}
     for package in ("mpma", "pyarrow", "tokenizers", "pillow"):
         try:

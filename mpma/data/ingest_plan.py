@@ -16,11 +16,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Final, Literal
 
 from pydantic import Field
 
+from mpma.data.dataset_writing import software_versions
 from mpma.data.hashing import key_name, keyed_hash
 from mpma.data.pairs import SCHEMA_VERSION, SPLITS
 from mpma.data.quality import CrossRowChecks, QualityConfig, is_missing
@@ -187,7 +187,7 @@ def pairs_per_shard(candidates: int) -> int:
 
 def _conditions(source: Source, options: IngestOptions, key: bytes) -> str:
     """Everything but the listing that the bytes of a dataset depend on."""
-    versions = [f"{package} {version(package)}" for package in ("mpma", "pillow", "pyarrow", "tokenizers")]
+    versions = sorted(software_versions().items())
     schema = [(field.name, str(field.type)) for field in source.extra_schema()]
     return repr((SCHEMA_VERSION, source.name, schema, options.model_dump_json(), key_name(key), versions))
 
