@@ -98,8 +98,7 @@ class _WrongTypeError(Exception):
 
 
 def _extra(item: Item, source: Source, image: StoredImage, schema: pa.Schema) -> dict[str, Any]:
-    load_extra = getattr(source, "load_extra", None)
-    values = {**item.extra, **(load_extra(item) if load_extra is not None else {})}
+    values = {**item.extra, **source.load_extra(item)}
     found = {field.name: values.get(field.name) for field in schema}
     for field in schema:
         try:

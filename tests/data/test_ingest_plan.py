@@ -47,6 +47,9 @@ class Listed:
     def load_image(self, item: Item) -> bytes:
         return self.images[item.pair_id]
 
+    def load_extra(self, item: Item) -> dict[str, Any]:
+        return {}
+
 
 def item(number: int, **changes: Any) -> Item:
     plain = Item(
