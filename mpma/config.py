@@ -69,6 +69,11 @@ class ExperimentConfig(StrictConfig):
         for key, heads in (("memory.heads", self.memory.heads), ("fusion.heads", self.fusion.heads)):
             if self.report.width % heads:
                 raise ValueError(f"report.width {self.report.width} is not a multiple of {key} {heads}")
+        if self.memory.kind == "key_value" and self.fusion.kind == "mean_add":
+            raise ValueError(
+                "memory.kind key_value lies in the cross-attention, which fusion.kind mean_add does not have; "
+                "use memory.kind shared or none"
+            )
         weights = self.loss_weights
         if not any(value for _, value in weights):
             raise ValueError("loss_weights: at least one weight must be above 0")

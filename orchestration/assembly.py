@@ -106,6 +106,9 @@ class Parts:
         wanted = self.config.pictures.enabled
         if wanted is False or (wanted is None and not synthetic):
             return None
+        if self.config.training.parallel == "fsdp2":
+            # Drawing calls the model on one rank alone, which waits for ever where weights are sharded.
+            return None
         return PictureDrawer(
             self.dataset,
             self.config,

@@ -89,12 +89,13 @@ def test_an_unknown_key_names_the_nearest_known_one(override: str, nearest: str)
         ("image.size=225", "image.size"),
         ("report.width=100", "report.width"),
         ("data.lanes=7", "data.lanes"),
+        ("fusion={kind: mean_add}\nmemory={kind: key_value}", "memory.kind key_value"),
         ("training.learning_rate_per_256=.nan", "training.learning_rate_per_256"),
     ],
 )
 def test_a_value_out_of_range_names_its_key(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_config(None, [override])
+        load_config(None, override.split("\n"))
 
 
 def test_a_duplicate_key_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_the_rate_rises_linearly_and_falls_by_a_cosine() -> None:
     assert rates[0] == pytest.approx(peak / 10)
     assert rates[9] == pytest.approx(peak)
     assert rates[99] == pytest.approx(peak * 0.01)
-    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
     assert rates[54] == pytest.approx(peak * (0.01 + 0.99 * 0.5), rel=1e-6)
 
 
