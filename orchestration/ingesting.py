@@ -11,6 +11,7 @@ retry and wrap.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -142,9 +143,9 @@ def carry_out(prepared: PreparedIngest, watcher: Watcher | None = None) -> Inges
 
 
 def _make_parts(plan: IngestPlan, maker: PartMaker, watcher: Watcher) -> list[Part]:
-    import ray
-
-    run = _on_ray if ray.is_initialized() else _here
+    # Only a program that uses Ray has imported it; asking costs nothing then, and a second otherwise.
+    ray = sys.modules.get("ray")
+    run = _on_ray if ray is not None and ray.is_initialized() else _here
     candidates = {part.name: part.candidates for part in plan.parts}
     found: dict[str, Part] = {}
     for name, part in run(plan.parts, maker):
