@@ -18,7 +18,8 @@ from mpma.training.metrics_log import METRICS_FILE
 
 OVERRIDES = (
     "data.phantom={train_pairs: 256, val_pairs: 64, test_pairs: 0, size: 64, seed: 0}",
-    "image={size: 64, width: 48, layers: 2, heads: 2, decoder_width: 32, decoder_layers: 1, decoder_heads: 2}",
+    "image={size: 64, width: 48, layers: 2, heads: 2}",
+    "image={decoder_width: 32, decoder_layers: 1, decoder_heads: 2}",
     "report={max_tokens: 64, layers: 1, width: 48, heads: 2}",
     "memory={slots: 32, top_k: 8, heads: 2}",
     "fusion={layers: 1, heads: 2}",

@@ -4,7 +4,8 @@
 
 Prints one JSON line per figure. Every way of reading is measured in turn and the turns are repeated, so
 that a busy machine slows all of them; the figures are medians with the lowest and highest. Nothing
-trains meanwhile: a training process leaves less of the machine to each of them.
+trains meanwhile: a training process leaves less of the machine to each of them, so the CPU seconds that
+a way takes, over all processes, stand beside its pairs per second.
 
 - `stream`, decode `collate`: Ray Data reads in every epoch, threads of this process decode.
 - `stream`, decode `read`: Ray Data's tasks also decode and crop.
@@ -22,11 +23,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -63,21 +66,27 @@ class Way:
     open: Callable[[], Iterator[Batch]]
     rates: list[float] = field(default_factory=list)
     first_batch_seconds: list[float] = field(default_factory=list)
+    cold_first_batch_seconds: float = 0.0
+    cpu_seconds: list[float] = field(default_factory=list)
+    """CPU seconds of all processes for a thousand pairs."""
 
     def measure(self, batches: int, warm_up: int) -> None:
         """One turn: open, time the first batch, then `batches` of them after `warm_up` more."""
         began = time.perf_counter()
         stream = self.open()
-        next(stream)
-        self.first_batch_seconds.append(time.perf_counter() - began)
-        for _ in range(warm_up):
+        try:
             next(stream)
-        began, pairs = time.perf_counter(), 0
-        for _ in range(batches):
-            pairs += len(next(stream))
-        self.rates.append(pairs / (time.perf_counter() - began))
-        if isinstance(stream, BatchStream):
-            stream.close()
+            self.first_batch_seconds.append(time.perf_counter() - began)
+            for _ in range(warm_up):
+                next(stream)
+            busy, began, pairs = cpu_seconds(), time.perf_counter(), 0
+            for _ in range(batches):
+                pairs += len(next(stream))
+            self.rates.append(pairs / (time.perf_counter() - began))
+            self.cpu_seconds.append((cpu_seconds() - busy) / pairs * 1000)
+        finally:
+            if isinstance(stream, BatchStream):
+                stream.close()
 
 
 @dataclass
@@ -90,6 +99,17 @@ class Split:
     def shards(self, split: str) -> list[ShardInfo]:
         """The files, whatever the split is called."""
         return self.files
+
+
+def cpu_seconds() -> float:
+    """CPU seconds that this process and its descendants (Ray's, the loader's) have used so far."""
+    total = 0.0
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 class WindowedRows(torch.utils.data.IterableDataset[Batch]):
@@ -228,6 +248,11 @@ def main() -> None:
         )
         batches = max(1, options.rows // options.batch_size)
         load = os.getloadavg()[0]
+        for way in compared:
+            # Ray's and the loader's first processes import for seconds; that is told apart.
+            way.measure(max(1, batches // 4), warm_up=0)
+            way.cold_first_batch_seconds = way.first_batch_seconds[0]
+            way.rates, way.cpu_seconds, way.first_batch_seconds = [], [], []
         for turn in range(options.repeats):
             # Whoever goes first in a turn is another one each time.
             for way in compared[turn % len(compared) :] + compared[: turn % len(compared)]:
@@ -238,7 +263,9 @@ def main() -> None:
                 | way.settings
                 | {"median": round(statistics.median(way.rates), 1)}
                 | {"lowest": round(min(way.rates), 1), "highest": round(max(way.rates), 1)}
+                | {"cpu_seconds_per_1000_pairs": round(statistics.median(way.cpu_seconds), 3)}
                 | {"first_batch_seconds": round(statistics.median(way.first_batch_seconds), 3)}
+                | {"cold_first_batch_seconds": round(way.cold_first_batch_seconds, 3)}
                 | {"repeats": options.repeats, "rows": options.rows, "batch_size": options.batch_size}
                 | {"image_size": options.image_size, "cpus": os.cpu_count(), "load_before": round(load, 2)}
             )

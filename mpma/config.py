@@ -71,8 +71,8 @@ class ExperimentConfig(StrictConfig):
                 raise ValueError(f"report.width {self.report.width} is not a multiple of {key} {heads}")
         if self.memory.kind == "key_value" and self.fusion.kind == "mean_add":
             raise ValueError(
-                "memory.kind key_value lies in the cross-attention, which fusion.kind mean_add does not have; "
-                "use memory.kind shared or none"
+                "memory.kind key_value lies in the cross-attention, which fusion.kind mean_add "
+                "does not have; use memory.kind shared or none"
             )
         weights = self.loss_weights
         if not any(value for _, value in weights):

@@ -33,7 +33,8 @@ def reference(model: type[StrictConfig] = ExperimentConfig, prefix: str = "") ->
         star = "\\*" if dotted in MAY_CHANGE_ON_CONTINUE else ""
         description = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(
-            f"| `{dotted}`{star} | {_kind(kind)}{_bounds(field.metadata)} | `{_shown(field.default)}` | {description} |"
+            f"| `{dotted}`{star} | {_kind(kind)}{_bounds(field.metadata)} "
+            f"| `{_shown(field.default)}` | {description} |"
         )
     table = (
         "| key | values | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""

@@ -45,7 +45,7 @@ class Parts:
 
     def build_model(self) -> tuple[PretrainingModel, dict[str, Any]]:
         """The model with its initial weights, and what is needed to build it anew."""
-        facts = {
+        facts: dict[str, Any] = {
             "vocabulary_size": self.tokenizer.vocabulary_size,
             "pad_id": self.tokenizer.pad_id,
             "grey_mean": self.dataset.grey_mean,

@@ -60,7 +60,10 @@ def choose_decode(data: DataConfig, device: str) -> tuple[Decode, str]:
         return data.decode, f"decode: {data.decode} (as configured)"
     if device == "cuda":
         return "read", "decode: in read tasks (a GPU takes more than one process can decode)"
-    return "collate", "decode: in the training process (measured faster where the CPU trains as well)"
+    return (
+        "collate",
+        "decode: in the training process (on CPU it starts at once and can keep what it has read)",
+    )
 
 
 def open_stream(

@@ -135,7 +135,8 @@ class TrainingLoop:
             if self.config.training.parallel == "fsdp2":
                 load_whole(self.bare, restored.model)
             load_optimizer_tensors(self.optimizer, self.bare.named_parameters(), restored.optimizer)
-        self.stepper = torch.compile(self.module) if self.config.training.compile else self.module
+        compiled: Any = torch.compile(self.module) if self.config.training.compile else self.module
+        self.stepper: torch.nn.Module = compiled
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=task.device)
         self.log: MetricsLog | None = None
 

@@ -39,11 +39,11 @@ def _fully_sharded(model: nn.Module) -> nn.Module:
     blocks = [module for module in model.modules() if type(module).__name__ in ("Block", "BertLayer")]
     for block in blocks:
         fully_shard(block)
-    sharded = fully_shard(model)
+    fully_shard(model)
     # Validation and feature caching call these instead of forward; without it they would see shards.
     for name in ("embed_images", "embed_reports", "report_nll", "reconstruct", "align_features"):
-        register_fsdp_forward_method(sharded, name)
-    return sharded
+        register_fsdp_forward_method(model, name)
+    return model
 
 
 def unwrap(module: nn.Module) -> Any:

@@ -89,7 +89,8 @@ def write_csv(root: Path, rows: int = 6) -> Path:
         labels = "Edema|Effusion" if number % 2 else "No Finding"
         text = f'"FINDINGS: Heart ""size"" {number}, normal.\nIMPRESSION: Number {number}."'
         lines.append(
-            f"{number:03d},{number // 2:02d},images/{number}.png,{text},{labels},AP,{splits[number % 6]},{40 + number}"
+            f"{number:03d},{number // 2:02d},images/{number}.png,{text},{labels},AP,"
+            f"{splits[number % 6]},{40 + number}"
         )
     (root / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root / "pairs.csv"

@@ -22,7 +22,10 @@ def _write(root: Path, step: int, keep: int = 3) -> str:
         step=step, position=step * 8, world_size=1, config_hash="c", data_fingerprint="d", model={"size": 3}
     )
     weights = {"layer.weight": torch.full((2, 3), float(step)), "layer.bias": torch.arange(2.0)}
-    moments = {"exp_avg/layer.weight": torch.full((2, 3), 0.5), "step/layer.weight": torch.tensor(float(step))}
+    moments = {
+        "exp_avg/layer.weight": torch.full((2, 3), 0.5),
+        "step/layer.weight": torch.tensor(float(step)),
+    }
     return write_checkpoint(open_storage(root), state, weights, moments, keep)
 
 
