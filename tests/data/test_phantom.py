@@ -37,6 +37,7 @@ KEYWORDS = {
     "consolidation": ("consolidation",),
     "effusion": ("effusion",),
     "pneumothorax": ("pneumothorax",),
+    "elevated_diaphragm": ("diaphragm",),
     "atelectasis": ("atelectasis",),
     "rib_fracture": ("fracture",),
     "cardiomegaly": ("cardiomegaly", "heart", "cardiac"),
@@ -45,6 +46,8 @@ KEYWORDS = {
     "pacemaker": ("pacemaker",),
     "central_line": ("central",),
 }
+SHAPES = {"cardiomegaly", "elevated_diaphragm"}
+"""Findings that are the patient's own shape, not something drawn upon it."""
 NEGATION = re.compile(r"\b(no|not|without|negative|clear|normal)\b")
 
 
@@ -103,7 +106,7 @@ def test_every_finding_is_drawn_on_its_side_and_in_its_zone(pairs: list[PhantomP
         for finding, mask in zip(pair.description.findings, pair.finding_masks, strict=True):
             assert mask.any(), finding.kind
             seen[finding.kind] += 1
-            if finding.kind in SIDED_KINDS:
+            if finding.kind in (*SIDED_KINDS, "atelectasis", "rib_fracture"):
                 on_left = mask[left].sum() / mask.sum()
                 assert (on_left > 0.9) if finding.side == "left" else (on_left < 0.1)
             if finding.kind in ("nodule", "consolidation", "atelectasis"):
@@ -121,14 +124,14 @@ def test_every_finding_changes_the_pixels_of_its_mask(pairs: list[PhantomPair]) 
     for index, pair in enumerate(pairs[:120]):
         quiet = dataclasses.replace(pair.description.exposure, noise=0.0, mottle=0.0)
         for finding, mask in zip(pair.description.findings, pair.finding_masks, strict=True):
-            if finding.kind == "cardiomegaly":
+            if finding.kind in SHAPES:
                 continue
             alone = dataclasses.replace(pair.description, exposure=quiet, findings=(finding,))
             healthy = dataclasses.replace(alone, findings=())
             shown = render(alone, index, 3, SIZE).grey.astype(float)
             change = np.abs(shown - render(healthy, index, 3, SIZE).grey)
             ratios[finding.kind].append(float(change[mask].mean() / (change[~mask].mean() + 0.5)))
-    for kind in set(KINDS) - {"cardiomegaly"}:
+    for kind in set(KINDS) - SHAPES:
         assert np.median(ratios[kind]) > (2 if kind == "interstitial_pattern" else 3), kind
 
 
@@ -144,6 +147,16 @@ def test_cardiomegaly_is_a_heart_wider_than_half_the_chest(pairs: list[PhantomPa
                 width = np.ptp(np.nonzero(mask.any(axis=0))[0]) + 1
                 expected = body.heart_ratio * body.thorax_half_width * body.scale * SIZE
                 assert width == pytest.approx(expected, rel=0.1)
+
+
+def test_a_raised_diaphragm_stands_above_its_usual_place(pairs: list[PhantomPair]) -> None:
+    for pair in pairs:
+        body = pair.description.anatomy
+        for side, base, usual in (
+            ("right", body.base_right, body.usual_base_right),
+            ("left", body.base_left, body.usual_base_left),
+        ):
+            assert (usual - base > 0.15) == (f"{side}_elevated_diaphragm" in pair.labels)
 
 
 def test_reports_say_exactly_what_is_there_and_on_which_side() -> None:

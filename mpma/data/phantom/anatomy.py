@@ -48,6 +48,9 @@ class Anatomy:
     apex: float
     base_right: float
     base_left: float
+    usual_base_right: float
+    """Where the dome would stand were it not raised."""
+    usual_base_left: float
     mediastinum_half_width: float
     heart_ratio: float
     """Heart width over inner thoracic width."""
@@ -166,19 +169,18 @@ class Exposure:
     """A skin fold: X and Y of a point, direction in radians, strength."""
 
 
-def sample_anatomy(draws: Draws, *, volume: str, heart: str, traits: dict[str, str]) -> Anatomy:
-    """A patient of the given lung volume and heart class.
+def sample_anatomy(draws: Draws, *, volume: str, heart: str, raised: str, traits: dict[str, str]) -> Anatomy:
+    """A patient of the given lung volume and heart class; `raised` is the side of a raised diaphragm.
 
-    `traits` may hold `scoliosis` and `elevated_diaphragm` (side), `prominent_aorta`,
-    `gastric_distension` and `large_habitus`.
+    `traits` may hold `scoliosis` (side), `prominent_aorta`, `gastric_distension` and `large_habitus`.
     """
     base = draws.uniform(*VOLUME_CLASSES[volume])
     base_left = base + draws.uniform(0.02, 0.06)
-    raised = traits.get("elevated_diaphragm")
+    usual = (base, base_left)
     if raised == "right":
-        base -= draws.uniform(0.15, 0.22)
+        base -= draws.uniform(0.18, 0.27)
     elif raised == "left":
-        base_left -= draws.uniform(0.19, 0.26)
+        base_left -= draws.uniform(0.22, 0.31)
     curve = draws.uniform(-0.012, 0.012)
     if "scoliosis" in traits:
         curve = draws.uniform(0.075, 0.12) * (1.0 if traits["scoliosis"] == "left" else -1.0)
@@ -192,6 +194,8 @@ def sample_anatomy(draws: Draws, *, volume: str, heart: str, traits: dict[str, s
         apex=draws.uniform(-0.76, -0.66),
         base_right=base,
         base_left=base_left,
+        usual_base_right=usual[0],
+        usual_base_left=usual[1],
         mediastinum_half_width=draws.uniform(0.105, 0.145),
         heart_ratio=draws.uniform(*HEART_CLASSES[heart]),
         heart_shift=draws.uniform(0.24, 0.36),

@@ -23,34 +23,38 @@ from mpma.data.phantom.anatomy import (
 )
 from mpma.data.phantom.draws import Draws
 
-SIDED_KINDS: Final = ("nodule", "consolidation", "effusion", "pneumothorax", "atelectasis", "rib_fracture")
+SIDED_KINDS: Final = ("nodule", "consolidation", "effusion", "pneumothorax", "elevated_diaphragm")
+"""Kinds whose label names the side."""
 
-UNSIDED_KINDS: Final = (
+DEVICES: Final = ("endotracheal_tube", "pacemaker", "central_line")
+"""Kinds that share the label `support_device`."""
+
+KINDS: Final = (*SIDED_KINDS, "atelectasis", "rib_fracture", "cardiomegaly", "interstitial_pattern", *DEVICES)
+"""Every kind of finding. The report tells the side of every kind that has one."""
+
+LABELS: Final = (
+    *(f"{side}_{kind}" for kind in SIDED_KINDS for side in ("left", "right")),
+    "atelectasis",
+    "rib_fracture",
     "cardiomegaly",
     "interstitial_pattern",
-    "endotracheal_tube",
-    "pacemaker",
-    "central_line",
+    "support_device",
 )
-"""Kinds whose label names no side; pacemaker and central line still have one, told in the report."""
-
-KINDS: Final = SIDED_KINDS + UNSIDED_KINDS
-
-LABELS: Final = tuple(f"{side}_{kind}" for kind in SIDED_KINDS for side in ("left", "right")) + UNSIDED_KINDS
 """Every label a chest phantom can have, in a fixed order."""
 
 PREVALENCE: Final = {
-    "nodule": 0.20,
-    "consolidation": 0.20,
-    "effusion": 0.26,
-    "pneumothorax": 0.26,
-    "atelectasis": 0.18,
-    "rib_fracture": 0.16,
+    "nodule": 0.17,
+    "consolidation": 0.24,
+    "effusion": 0.30,
+    "pneumothorax": 0.32,
+    "elevated_diaphragm": 0.17,
+    "atelectasis": 0.13,
+    "rib_fracture": 0.11,
     "cardiomegaly": 0.28,
-    "interstitial_pattern": 0.15,
-    "endotracheal_tube": 0.14,
-    "pacemaker": 0.15,
-    "central_line": 0.14,
+    "interstitial_pattern": 0.13,
+    "endotracheal_tube": 0.11,
+    "pacemaker": 0.11,
+    "central_line": 0.11,
 }
 """Probability of each kind before exclusions."""
 
@@ -70,7 +74,6 @@ TRAITS: Final = (
     "underpenetrated",
     "overpenetrated",
     "scoliosis",
-    "elevated_diaphragm",
     "prominent_aorta",
     "gastric_distension",
     "large_habitus",
@@ -108,7 +111,9 @@ class Finding:
     @property
     def label(self) -> str:
         """Its entry of `LABELS`."""
-        return f"{self.side}_{self.kind}" if self.kind in SIDED_KINDS else self.kind
+        if self.kind in SIDED_KINDS:
+            return f"{self.side}_{self.kind}"
+        return "support_device" if self.kind in DEVICES else self.kind
 
     @property
     def fact(self) -> tuple[str | int, ...]:
@@ -152,12 +157,17 @@ def sample_description(index: int, seed: int) -> Description:
     hides_lung = {sides[kind] for kind in ("effusion", "consolidation", "atelectasis") if kind in kinds}
     if "pneumothorax" in kinds and sides["pneumothorax"] in hides_lung:
         kinds.remove("pneumothorax")
-    traits = _sample_traits(draws)
+    raised = sides["elevated_diaphragm"] if "elevated_diaphragm" in kinds else ""
+    traits = _sample_traits(draws, normal_volume=bool(raised))
     heart = draws.weighted((("mild", 0.3), ("moderate", 0.4), ("severe", 0.3)))
     body = Draws(index, seed, "anatomy")
     volume = "low" if "low_volume" in traits else "high" if "high_volume" in traits else "normal"
     anatomy = sample_anatomy(
-        body, volume=volume, heart=heart if "cardiomegaly" in kinds else "normal", traits=traits
+        body,
+        volume=volume,
+        heart=heart if "cardiomegaly" in kinds else "normal",
+        raised=raised,
+        traits=traits,
     )
     penetration = (
         "under" if "underpenetrated" in traits else "over" if "overpenetrated" in traits else "normal"
@@ -176,17 +186,15 @@ def sample_description(index: int, seed: int) -> Description:
     )
 
 
-def _sample_traits(draws: Draws) -> dict[str, str]:
+def _sample_traits(draws: Draws, *, normal_volume: bool) -> dict[str, str]:
     traits: dict[str, str] = {}
     volume = draws.weighted((("", 0.80), ("low_volume", 0.11), ("high_volume", 0.09)))
     penetration = draws.weighted((("", 0.90), ("underpenetrated", 0.05), ("overpenetrated", 0.05)))
-    for name in (volume, penetration):
+    for name in ("" if normal_volume else volume, penetration):
         if name:
             traits[name] = ""
     if draws.chance(0.07):
         traits["scoliosis"] = draws.choice(("left", "right"))
-    if not volume and draws.chance(0.07):
-        traits["elevated_diaphragm"] = draws.choice(("left", "right"))
     for name, probability in (
         ("prominent_aorta", 0.06),
         ("gastric_distension", 0.05),

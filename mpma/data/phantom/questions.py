@@ -17,6 +17,7 @@ NAMES: Final = {
     "consolidation": "consolidation",
     "effusion": "pleural effusion",
     "pneumothorax": "pneumothorax",
+    "elevated_diaphragm": "raised hemidiaphragm",
     "atelectasis": "band of atelectasis",
     "rib_fracture": "rib fracture",
     "cardiomegaly": "enlarged heart",

@@ -218,6 +218,12 @@ class _Film:
         extra += np.float32(0.16 * finding.contrast) * line
         return np.asarray((depth < 0) & side & (self.lungs > 0.5), dtype=np.bool_)
 
+    def _elevated_diaphragm(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
+        body = self.anatomy
+        lost = body.usual_base_left - body.base_left + body.usual_base_right - body.base_right
+        risen = (self.y > self.dome) & (self.y < self.dome + np.float32(lost)) & (self.thorax > 0.5)
+        return np.asarray(risen & self._side(finding), dtype=np.bool_)
+
     def _atelectasis(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:
         x, y, thickness = finding.places[0]
         cos, sin = np.float32(np.cos(finding.angle)), np.float32(np.sin(finding.angle))
@@ -250,7 +256,7 @@ class _Film:
         )
         net = np.abs(self._clouds(41))
         strength = {"mild": 0.06, "moderate": 0.09, "severe": 0.12}[finding.grade] * finding.contrast
-        extra += np.float32(strength) * (0.75 - net) * 1.6 * weight
+        extra += np.float32(strength) * (0.95 - net) * 1.6 * weight
         return np.asarray(weight > 0.5, dtype=np.bool_)
 
     def _endotracheal_tube(self, finding: Finding, air: Grid, extra: Grid, vessels: Grid) -> Mask:

@@ -48,6 +48,11 @@ _POSITIVE: Final[dict[str, tuple[str, ...]]] = {
         "a {grade} {side} sided pneumothorax with visible pleural line",
         "pleural line indicates a {grade} {side} pneumothorax",
     ),
+    "elevated_diaphragm": (
+        "elevated {side} hemidiaphragm",
+        "the {side} hemidiaphragm is raised",
+        "elevation of the {side} diaphragm",
+    ),
     "atelectasis": (
         "{grade} band of atelectasis in the {side} {zone} zone",
         "{grade} linear atelectasis, {side} {zone} lung",
@@ -92,7 +97,7 @@ _TRAITS: Final[dict[str, tuple[str, ...]]] = {
     "low_volume": ("low lung volumes", "shallow inspiration", "the lungs are poorly inflated"),
     "high_volume": (
         "the lungs are hyperinflated",
-        "hyperinflation with flat diaphragm",
+        "marked hyperinflation",
         "large lung volumes",
     ),
     "underpenetrated": ("the film is underpenetrated", "underexposed image", "light exposure"),
@@ -101,11 +106,6 @@ _TRAITS: Final[dict[str, tuple[str, ...]]] = {
         "scoliosis convex to the {side}",
         "{side} convex scoliosis of the spine",
         "the spine curves to the {side}",
-    ),
-    "elevated_diaphragm": (
-        "elevated {side} hemidiaphragm",
-        "the {side} hemidiaphragm is raised",
-        "elevation of the {side} diaphragm",
     ),
     "prominent_aorta": (
         "prominent aortic knob",
@@ -180,6 +180,7 @@ _SHORT: Final = {
     "consolidation": "{side} consolidation",
     "effusion": "{side} effusion",
     "pneumothorax": "{side} pneumothorax",
+    "elevated_diaphragm": "{side} diaphragm elevation",
     "atelectasis": "{side} atelectasis",
     "rib_fracture": "{side} rib fractures",
     "cardiomegaly": "cardiomegaly",
