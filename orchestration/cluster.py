@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,15 @@ class Connection:
 
 
 @contextmanager
-def connected(address: str | None, cpus: int | None = None, dashboard: bool = True) -> Iterator[Connection]:
+def connected(
+    address: str | None,
+    cpus: int | None = None,
+    dashboard: bool = True,
+    meanwhile: Callable[[], None] | None = None,
+) -> Iterator[Connection]:
     """A Ray for the duration of a block: the cluster at `address`, or a private one on this machine.
+
+    `meanwhile` runs in a thread beside Ray's start, which mostly waits for other processes.
 
     Raises `UserError` where the address does not answer.
     """
@@ -130,6 +138,8 @@ def connected(address: str | None, cpus: int | None = None, dashboard: bool = Tr
 
     address = address or os.environ.get("RAY_ADDRESS") or None
     already = ray.is_initialized()
+    beside = threading.Thread(target=meanwhile or (lambda: None), daemon=True)
+    beside.start()
     if not already:
         try:
             if address is None:
@@ -149,6 +159,7 @@ def connected(address: str | None, cpus: int | None = None, dashboard: bool = Tr
                 "see `ray status`; without --address a private Ray is started here",
             ) from None
     _close_token_file()
+    beside.join()
     try:
         node = ray.cluster_resources()
         url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None

@@ -38,6 +38,8 @@ class Display:
         self._steps = steps
         self._started = started
         self._first_step_shown = False
+        self.making_pairs_seconds = 0.0
+        """Time that went into making synthetic pairs, once for all runs."""
         self._last_plain = 0.0
         self._figures: dict[str, Any] = {}
         self._progress: Progress | None = None
@@ -72,7 +74,9 @@ class Display:
         """A step is done."""
         if not self._first_step_shown:
             self._first_step_shown = True
-            self.note(f"first step {time.time() - self._started:.1f} s after the command")
+            seconds = time.time() - self._started - self.making_pairs_seconds
+            apart = ", making the pairs not counted" if self.making_pairs_seconds else ""
+            self.note(f"first step {seconds:.1f} s after the command{apart}")
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 

@@ -56,7 +56,9 @@ def pretrain(request: Request) -> None:
         Dataset.open(request.config.data.path)
     lock = run.lock()
     try:
-        with cluster.connected(request.address, request.cpus, request.dashboard) as connection:
+        with cluster.connected(
+            request.address, request.cpus, request.dashboard, _import_model_code
+        ) as connection:
             layout = cluster.plan_layout(request.config.training, connection.resources)
             precision, reason = cluster.choose_precision(request.config.training, layout.device)
             display = Display(request.config.training.steps, request.started)
@@ -88,6 +90,11 @@ def pretrain(request: Request) -> None:
         del lock
 
 
+def _import_model_code() -> None:
+    """Some seconds of imports that need not wait for Ray."""
+    from orchestration import assembly  # noqa: F401
+
+
 def _unchanged(run: RunDirectory, config: ExperimentConfig) -> bool:
     """Whether a finished run's configuration is the one asked for, but for keys that may change."""
     from mpma.config import MAY_CHANGE_ON_CONTINUE, changed_keys
@@ -108,6 +115,7 @@ def _dataset(config: ExperimentConfig, display: Display) -> Dataset:
     path = ensure_phantom(config.data.phantom)
     seconds = time.time() - begun
     if seconds > 1:
+        display.making_pairs_seconds = seconds
         display.note(
             f"data: synthetic phantom pairs at {path}, made in {seconds:.0f} s (kept for later runs)"
         )
