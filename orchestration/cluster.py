@@ -184,8 +184,8 @@ def _prepare_environment() -> None:
         # Without it the dashboard's page of training runs has nothing to show.
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40",
-        # A waiting OpenMP thread that spins takes a core from Ray Data's tasks.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # A waiting OpenMP thread that spins for long takes a core from Ray Data's tasks.
+        "GOMP_SPINCOUNT": "30000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }.items():
         os.environ.setdefault(name, value)

@@ -147,9 +147,10 @@ class TrainingLoop:
         if task.rank == 0:
             self.log = MetricsLog(task.run.folder, self.step)
         try:
-            if self.step == 0:
-                self._validate(validator)
+            # Opened first: the first batches are made while the untrained model is validated.
             with contextlib.closing(task.open_stream(self.step)) as stream:
+                if self.step == 0:
+                    self._validate(validator)
                 outcome = self._steps(stream, validator)
             if outcome.finished and task.rank == 0:
                 task.run.mark_finished(training.steps, {})
