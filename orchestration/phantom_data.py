@@ -45,13 +45,7 @@ def ensure_phantom(
     from mpma.data.sources.phantom import PhantomSource
 
     path = f"{os.fspath(root).rstrip('/')}/{phantom_name(config)}"
-    source = PhantomSource(
-        train_pairs=config.train_pairs,
-        val_pairs=config.val_pairs,
-        test_pairs=config.test_pairs,
-        size=config.size,
-        seed=config.seed,
-    )
+    source = PhantomSource(**config.model_dump())
     while True:
         try:
             return Dataset.open(path).path

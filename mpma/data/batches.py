@@ -173,6 +173,7 @@ class Collator:
         self.tokenizer = tokenizer
         self.patches = image.patches
         self.max_tokens = report.max_tokens
+        self.mask_draw = report.mask_draw
         self.seed = seed
         self.decode_threads = decode_threads
         self.cropper = Cropper(
@@ -213,7 +214,7 @@ class Collator:
         length = self._bucket(tokens.ids.shape[1])
         token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
         word_index = _widened(tokens.word_index, length, -1)
-        hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position)
+        hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position, self.mask_draw)
         masked = torch.from_numpy(np.flatnonzero(hidden))
         masked_rows, masked_targets = padded_rows(
             masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(texts), length

@@ -22,6 +22,15 @@ class PhantomConfig(StrictConfig):
     """Height and width of the generated radiographs, in pixels."""
     seed: int = Field(default=0, ge=0)
     """Seed from which every pair is a pure function."""
+    kind: Literal["chest", "codes_in_cells", "one_sided_attributes"] = "chest"
+    """`chest`: radiographs with reports; the others are planted sets, whose best settings are known
+    beforehand (docs/method.md)."""
+    cells: int = Field(default=16, ge=2, le=64)
+    """Cells, and codes, of `codes_in_cells`."""
+    copies: int = Field(default=3, ge=1, le=64)
+    """How often a report of `codes_in_cells` says its code."""
+    marks: int = Field(default=6, ge=0, le=16)
+    """Marks of `one_sided_attributes`."""
 
 
 class DataConfig(StrictConfig):

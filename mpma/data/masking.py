@@ -5,9 +5,14 @@ max(1, round(ratio * words)) whole words, drawn without replacement. Exact count
 less variance than independent coins. Both are the first entries of an argsort of hashed noise, as in
 the masked auto-encoder's random masking (He et al., "Masked autoencoders are scalable vision
 learners", 2022), so no loop runs over pairs, patches or words. 0 is keep, 1 is hide.
+
+Independent coins per word, as in MRM, can be had instead: there a report may lose no word, or all. The
+coins of two ratios are those of the same noise, so a higher ratio hides the same words and more.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +20,8 @@ from numpy.typing import NDArray
 from mpma.data.counter_hash import counter_hash, uniform
 
 Counters = NDArray[np.int64]
+
+WordDraw = Literal["exact", "independent"]
 
 
 def visible_patches(patches: int, ratio: float) -> int:
@@ -29,7 +36,12 @@ def patch_order(seed: int, epoch: Counters, position: Counters, patches: int) ->
 
 
 def hidden_pieces(
-    word_index: NDArray[np.int64], ratio: float, seed: int, epoch: Counters, position: Counters
+    word_index: NDArray[np.int64],
+    ratio: float,
+    seed: int,
+    epoch: Counters,
+    position: Counters,
+    draw: WordDraw = "exact",
 ) -> NDArray[np.bool_]:
     """bool [B, T]: True on every piece of the hidden words.
 
@@ -40,11 +52,14 @@ def hidden_pieces(
     most = int(words.max(initial=0))
     if ratio == 0 or most == 0:
         return np.zeros(word_index.shape, bool)
-    hidden = np.minimum(np.maximum(np.rint(ratio * words), 1), words)
     column = np.arange(most)
     noise = uniform(seed, "words", epoch[:, None], position[:, None], column)
-    noise[column >= words[:, None]] = np.inf
-    rank = np.argsort(np.argsort(noise, axis=1, kind="stable"), axis=1, kind="stable")
-    chosen = rank < hidden[:, None]
+    if draw == "independent":
+        chosen = noise < ratio
+    else:
+        hidden = np.minimum(np.maximum(np.rint(ratio * words), 1), words)
+        noise[column >= words[:, None]] = np.inf
+        rank = np.argsort(np.argsort(noise, axis=1, kind="stable"), axis=1, kind="stable")
+        chosen = rank < hidden[:, None]
     pieces: NDArray[np.bool_] = np.take_along_axis(chosen, np.maximum(word_index, 0), axis=1)
     return pieces & (word_index >= 0)

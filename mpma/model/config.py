@@ -80,6 +80,9 @@ class ReportConfig(StrictConfig):
     """Tokens kept of a report, class and end tokens included; what is cut is counted at ingest."""
     mask_ratio: float = Field(default=0.5, ge=0.0, le=0.95)
     """Share of whole words hidden and reconstructed. 0 skips the reconstruction."""
+    mask_draw: Literal["exact", "independent"] = "exact"
+    """`exact`: round(ratio * words) of a report's words are hidden, at least one; `independent`: each word
+    with probability ratio, as in MRM. Validation always draws exactly."""
     layers: int = Field(default=6, ge=1, le=48)
     """BERT layers."""
     width: int = Field(default=384, ge=16, le=4096)

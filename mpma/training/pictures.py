@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mpma.config import ExperimentConfig
-from mpma.data.batches import Collator
 from mpma.data.storage import Storage
 from mpma.data.tokenizer import ReportTokenizer
-from mpma.training.reference_batches import CentreViews, ReferenceBatches
+from mpma.training.reference_batches import CentreViews, ReferenceBatches, reference_collator
 from mpma.training.validation import measuring
 from mpma.training.validation_sets import ValidationDataset, choose_gallery
 
@@ -72,9 +71,7 @@ class PictureDrawer:
     ) -> None:
         self._folder, self._device, self._precision = folder, device, precision
         validation = config.validation
-        collator = Collator(
-            tokenizer, config.image, config.report, validation.seed, target_scale, decode_threads=1
-        )
+        collator = reference_collator(config, tokenizer, target_scale)
         views = CentreViews(dataset, collator.cropper, threads=1, budget_bytes=0)
         rows, _ = choose_gallery(dataset, max(2, config.pictures.pairs), validation.seed)
         (batch,) = ReferenceBatches(dataset, collator, views).masked(

@@ -2,7 +2,8 @@
 
 Decisions: a picture is decoded once, and kept as bytes as long as all that is kept fits into a budget;
 what does not fit is decoded again each time. The masks of a pair are drawn from the validation seed
-and the pair's row, so they are the same in every run, at every step and in any batch.
+and the pair's row, so they are the same in every run, at every step and in any batch; hidden words are
+drawn exactly, whatever report.mask_draw is in training.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch, Collator
 from mpma.data.decoding import Cropper
 from mpma.data.rows import PIXELS_COLUMN, encoded_images
+from mpma.data.tokenizer import ReportTokenizer
 from mpma.training.validation_sets import TEXT_COLUMNS, Rows, ValidationDataset
+
+
+def reference_collator(config: ExperimentConfig, tokenizer: ReportTokenizer, target_scale: int) -> Collator:
+    """The collator of reference batches: seeded by validation.seed, words drawn exactly."""
+    report = config.report.model_copy(update={"mask_draw": "exact"})
+    return Collator(tokenizer, config.image, report, config.validation.seed, target_scale, decode_threads=1)
 
 
 class CentreViews:
@@ -53,16 +62,18 @@ class CentreViews:
 class ReferenceBatches:
     """Batches of stored pairs with masks that depend on pair and seed alone."""
 
-    def __init__(self, dataset: ValidationDataset, collator: Collator, views: CentreViews) -> None:
-        self._dataset, self._collator, self._views = dataset, collator, views
+    def __init__(
+        self, dataset: ValidationDataset, collator: Collator, views: CentreViews, split: str = "val"
+    ) -> None:
+        self._dataset, self._collator, self._views, self._split = dataset, collator, views, split
 
     def masked(self, rows: Rows, image_ratio: float, report_ratios: Sequence[float]) -> list[Batch]:
-        """One batch of these rows of the val split per report ratio, on the host; pixels are shared."""
-        pixels = self._views.get("val", rows)
+        """One batch of these rows of the split per report ratio, on the host; pixels are shared."""
+        pixels = self._views.get(self._split, rows)
         column = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(pixels[0].numel()), len(rows), [None, pa.py_buffer(pixels.numpy())]
         )
-        table = self._dataset.read_rows("val", rows, [*TEXT_COLUMNS, "study_id"])
+        table = self._dataset.read_rows(self._split, rows, [*TEXT_COLUMNS, "study_id"])
         table = table.append_column(PIXELS_COLUMN, column)
         batches = [
             self._collator.collate(

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from mpma.config import ExperimentConfig
-from mpma.data.batches import Batch, Collator
+from mpma.data.batches import Batch
 from mpma.data.pairs import model_text
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.errors import JobError
 from mpma.metrics.probe import linear_probe
 from mpma.metrics.retrieval import above_chance, retrieval_metrics
 from mpma.model.gather import alone
-from mpma.training.reference_batches import CentreViews, ReferenceBatches
+from mpma.training.reference_batches import CentreViews, ReferenceBatches, reference_collator
 from mpma.training.validation_sets import TEXT_COLUMNS, Rows, ValidationDataset, choose_sets
 
 GAIN_RATIOS: Final = (0.3, 0.5, 0.7)
@@ -98,9 +98,7 @@ class Validator:
         self._max_tokens = config.report.max_tokens
         self._device, self._rank, self._world, self._precision = device, rank, world_size, precision
         threads = config.data.decode_threads
-        collator = Collator(
-            tokenizer, config.image, config.report, config.validation.seed, target_scale, decode_threads=1
-        )
+        collator = reference_collator(config, tokenizer, target_scale)
         self._views = CentreViews(dataset, collator.cropper, threads, config.validation.cache_bytes)
         self._references = ReferenceBatches(dataset, collator, self._views)
         self.sets = choose_sets(dataset, config.validation)

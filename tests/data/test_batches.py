@@ -192,6 +192,32 @@ def test_every_word_is_hidden_equally_often() -> None:
     np.testing.assert_array_equal(hidden[:, 2], hidden[:, 3])
 
 
+def test_independent_words_are_hidden_each_with_the_ratio_and_nothing_is_forced() -> None:
+    words = np.tile(np.array([-1, 0, 1, 1, 2, -1]), (20_000, 1))
+    counters = (np.zeros(20_000, np.int64), np.arange(20_000))
+    hidden = hidden_pieces(words, 0.3, 2, *counters, draw="independent")
+    assert not hidden[:, [0, 5]].any()
+    np.testing.assert_array_equal(hidden[:, 2], hidden[:, 3])
+    count = hidden[:, [1, 2, 4]].sum(1)
+    # Binomial(3, 0.3); an exact draw would hide one word in every report.
+    np.testing.assert_allclose(
+        np.bincount(count, minlength=4) / 20_000, [0.343, 0.441, 0.189, 0.027], atol=0.015
+    )
+    more = hidden_pieces(words, 0.6, 2, *counters, draw="independent")
+    assert (more | ~hidden).all()
+    assert (more.sum() - hidden.sum()) > 0
+
+
+def test_a_batch_in_which_no_word_is_hidden_has_padding_rows_alone(tokenizer: ReportTokenizer) -> None:
+    report = REPORT.model_copy(update={"mask_draw": "independent"})
+    drawn = Collator(tokenizer, IMAGE, report, seed=9, target_scale=2, decode_threads=1)
+    batch = collated(drawn, rows(["heart size normal"]), 0, report_mask_ratio=0.001)
+    assert batch.masked_count == 0
+    assert torch.equal(batch.masked_token_ids, batch.token_ids)
+    assert (batch.masked_targets == -100).all()
+    assert collated(drawn, report_mask_ratio=0.5).masked_count > 0
+
+
 def test_a_pairs_choices_do_not_depend_on_the_batch_it_is_in(collator: Collator) -> None:
     table, whole = rows(), collated(collator)
     for first, last in ((0, 8), (8, 24)):

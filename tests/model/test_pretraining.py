@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from model_samples import (
 )
 from torch import Tensor, nn
 
+from mpma.data.batches import padded_rows
 from mpma.errors import UserError
 from mpma.model.outputs import TERMS
 from mpma.model.pretraining import PretrainingModel, trunk_gradient_norms
@@ -149,6 +151,25 @@ def test_the_full_image_has_nothing_to_reconstruct_and_its_decoder_a_zero_gradie
     found = gradients(model)
     assert found["image_decoder.head.weight"].abs().max() == 0
     assert found["image_encoder.vit.blocks.0.mlp.fc1.weight"].abs().max() > 0
+
+
+def test_a_batch_in_which_no_word_is_hidden_has_no_report_loss_and_a_finite_gradient() -> None:
+    model, batch = small_model(), small_batch()
+    none, no_targets = padded_rows(
+        torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), *batch.token_ids.shape
+    )
+    bare = replace(
+        batch,
+        masked_token_ids=batch.token_ids,
+        masked_rows=none,
+        masked_targets=no_targets,
+        masked_count=0,
+    )
+    losses = model(bare)
+    assert losses.report_reconstruction is not None
+    assert losses.report_reconstruction.item() == 0
+    losses.total.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
 def test_all_weights_at_zero_are_refused() -> None:

@@ -109,6 +109,21 @@ def test_the_score_is_the_mean_of_what_lies_above_chance(figures: dict[str, floa
     )
 
 
+def test_figures_do_not_depend_on_how_training_draws_its_hidden_words(
+    dataset: MemoryDataset, model: Any, figures: dict[str, float]
+) -> None:
+    config = made_config()
+    report = config.report.model_copy(update={"mask_draw": "independent"})
+    validator = Validator(
+        dataset,
+        config.model_copy(update={"report": report}),
+        made_tokenizer(dataset),
+        target_scale=1,
+        device=CPU,
+    )
+    assert validator.run(model, 0) == figures
+
+
 def test_losses_are_the_models_on_the_fixed_pairs_at_the_reference_masks(
     dataset: MemoryDataset, model: Any, figures: dict[str, float]
 ) -> None:

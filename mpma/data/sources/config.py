@@ -13,15 +13,6 @@ from mpma.strict import StrictConfig
 class PhantomOptions(PhantomConfig):
     """Options of the `phantom` source: the radiographs, or a planted set with a known best answer."""
 
-    kind: Literal["chest", "codes_in_cells", "one_sided_attributes"] = "chest"
-    """`chest`: radiographs with reports; the others are the planted sets of docs/method.md."""
-    cells: int = Field(default=16, ge=2, le=64)
-    """Cells, and codes, of `codes_in_cells`."""
-    copies: int = Field(default=3, ge=1, le=64)
-    """How often a report of `codes_in_cells` says its code."""
-    marks: int = Field(default=6, ge=0, le=16)
-    """Marks of `one_sided_attributes`."""
-
 
 class OpeniOptions(StrictConfig):
     """Options of the `openi` source."""
