@@ -162,8 +162,7 @@ def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     Halving: of the n trials that reported at a rung, the best floor(n / reduction) that still wait there,
     the highest rung first. Median: whoever waits and is not stopped. None: whoever waits.
     """
-    name = space.scheduler.name
-    if name == "halving":
+    if space.scheduler.name == "halving":
         return _promotions(space, state, least=0)
     waiting = [trial for trial in state.trials if trial.state == "waiting"]
     waiting.sort(key=lambda trial: (-trial.step, trial.number))
@@ -171,7 +170,7 @@ def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
         (trial.number, target)
         for trial in waiting
         if (target := next_rung(space, state, trial)) is not None
-        and (name == "none" or stops(space, state, trial) is None)
+        and stops(space, state, trial.number) is None
     ]
 
 
@@ -211,16 +210,17 @@ def _promotions(space: SearchSpace, state: SearchState, least: int) -> list[tupl
     return found
 
 
-def hopeless(space: SearchSpace, state: SearchState, trials_budget: int | None) -> list[tuple[int, str]]:
+def hopeless(space: SearchSpace, state: SearchState) -> list[tuple[int, str]]:
     """(trial, reason) of waiting trials that can never go on, however the trials still to come turn out.
 
     Halving: a place at a rung only ever worsens, and the trials that may yet report there are counted:
     those on their way, those that wait below with a chance, those not yet begun. Without a budget of
-    trials (None) nobody is hopeless. Median: whoever `stops` names. None: nobody.
+    trials nobody is hopeless. Median: whoever `stops` names. None: nobody.
     """
+    trials_budget = space.budget.trials
     if space.scheduler.name == "median":
-        waiting = [trial for trial in state.trials if trial.state == "waiting"]
-        return [(trial.number, reason) for trial in waiting if (reason := stops(space, state, trial))]
+        waiting = [trial.number for trial in state.trials if trial.state == "waiting"]
+        return [(number, reason) for number in waiting if (reason := stops(space, state, number))]
     if space.scheduler.name != "halving" or trials_budget is None:
         return []
     to_come = max(0, trials_budget - len(state.trials))
@@ -265,17 +265,18 @@ def over_disk_budget(
     return given_up
 
 
-def stops(space: SearchSpace, state: SearchState, trial: TrialRecord) -> str | None:
-    """Why the median rule stops a trial at the rung where it waits; None where it goes on.
+def stops(space: SearchSpace, state: SearchState, number: int) -> str | None:
+    """Why the median rule stops a trial at the rung where it waits; None where it goes on, or no such rule.
 
     It stops where more than half of the others that reported at this rung rank before it, once there are
     at least 4 others [Golovin et al., Google Vizier, KDD 2017, in ranks, so that constraints and several
     objectives count as everywhere else].
     """
-    if not trial.reports or next_rung(space, state, trial) is None:
+    trial = state.trials[number]
+    if space.scheduler.name != "median" or not trial.reports or next_rung(space, state, trial) is None:
         return None
     order = ranked(space, state, trial.step)
-    others, ahead = len(order) - 1, order.index(trial.number)
+    others, ahead = len(order) - 1, order.index(number)
     if others < 4 or 2 * ahead <= others:
         return None
     return f"below the median at step {trial.step}: place {ahead + 1} of {len(order)}"

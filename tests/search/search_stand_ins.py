@@ -35,10 +35,13 @@ class RungSpace:
     objectives: tuple[Metric, ...] = (Metric(),)
     memory_at_most: float | None = None
     disk_budget_bytes: int | None = None
+    trials: int | None = None
+    budget: Any = field(init=False)
     scheduler: Any = field(init=False)
     fidelity: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        self.budget = SimpleNamespace(trials=self.trials)
         self.scheduler = SimpleNamespace(name=self.scheduler_name)
         self.fidelity = SimpleNamespace(reduction=self.reduction, rungs=lambda full_steps: self.rung_steps)
 

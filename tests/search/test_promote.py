@@ -125,7 +125,7 @@ def test_without_a_scheduler_everyone_who_waits_goes_on() -> None:
     story.report(0, 0.2)
     space = RungSpace(scheduler_name="none")
     assert promotable(space, story.state) == [(0, 9), (1, 3)]
-    assert hopeless(space, story.state, 2) == []
+    assert hopeless(space, story.state) == []
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=14))
@@ -136,7 +136,7 @@ def test_the_median_rule_stops_whoever_more_than_half_of_the_others_beat(scores:
         mine = (-scores[trial.number], trial.number)
         better = sum((-scores[i], i) < mine for i in range(len(scores)))
         others = len(scores) - 1
-        assert (stops(space, story.state, trial) is not None) == (others >= 4 and better > others / 2)
+        assert (stops(space, story.state, trial.number) is not None) == (others >= 4 and better > others / 2)
 
 
 def test_the_median_rule_never_touches_a_full_length_trial() -> None:
@@ -144,7 +144,7 @@ def test_the_median_rule_never_touches_a_full_length_trial() -> None:
     for score in (0.1, 0.5, 0.6, 0.7, 0.8, 0.9):
         story.report(story.begin(), score)
     space = RungSpace(scheduler_name="median")
-    assert [stops(space, story.state, trial) for trial in story.state.trials] == [None] * 6
+    assert [stops(space, story.state, number) for number in range(6)] == [None] * 6
 
 
 def test_over_the_disk_budget_the_worst_waiting_go_and_the_best_stays() -> None:
@@ -179,7 +179,7 @@ def play(space: RungSpace, seed: int, budget: int, workers: int, give_up: bool) 
                 story.report(trial, float(draw.randint(0, 5)), loss=float(draw.randint(0, 5)))
         else:
             return story, doomed
-        for number, reason in hopeless(space, state, budget):
+        for number, reason in hopeless(space, state):
             assert reason
             doomed.add(number)
             if give_up:
@@ -191,7 +191,7 @@ def play(space: RungSpace, seed: int, budget: int, workers: int, give_up: bool) 
 def test_the_hopeless_are_never_promoted_and_a_search_ends_with_a_complete_trial(
     seed: int, budget: int, workers: int, give_up: bool, several: bool
 ) -> None:
-    space = RungSpace(objectives=TWO) if several else RungSpace()
+    space = RungSpace(objectives=TWO if several else (Metric(),), trials=budget)
     story, doomed = play(space, seed, budget, workers, give_up)
     states = [trial.state for trial in story.state.trials]
     assert len(states) == budget
@@ -201,6 +201,6 @@ def test_the_hopeless_are_never_promoted_and_a_search_ends_with_a_complete_trial
 
 
 def test_giving_up_early_leaves_few_checkpoints_waiting() -> None:
-    story, doomed = play(RungSpace(), seed=1, budget=25, workers=3, give_up=True)
+    story, doomed = play(RungSpace(trials=25), seed=1, budget=25, workers=3, give_up=True)
     assert len(doomed) >= 12
     assert sum(trial.state == "waiting" for trial in story.state.trials) <= 8
