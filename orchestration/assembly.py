@@ -57,8 +57,10 @@ class Parts:
             model.set_gradient_checkpointing(True)
         return model, facts
 
-    def open_stream(self, step: int, rank: int, world: int, device: torch.device) -> BatchStream:
-        """This worker's batches from a step on."""
+    def open_stream(
+        self, step: int, rank: int, world: int, device: torch.device, until: int | None = None
+    ) -> BatchStream:
+        """This worker's batches from a step on, to the run's end or to `until`."""
         decode, _ = choose_decode(self.config.data, device.type)
         return open_stream(
             self.dataset,
@@ -74,7 +76,7 @@ class Parts:
             rank=rank,
             world=world,
             start_step=step,
-            stop_step=self.config.training.steps,
+            stop_step=until or self.config.training.steps,
             data=self.config.data,
             mask_ratios=self.mask_ratios,
             decode=decode,

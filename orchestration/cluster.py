@@ -126,10 +126,12 @@ def connected(
     cpus: int | None = None,
     dashboard: bool = True,
     meanwhile: Callable[[], None] | None = None,
+    custom_resources: dict[str, float] | None = None,
 ) -> Iterator[Connection]:
     """A Ray for the duration of a block: the cluster at `address`, or a private one on this machine.
 
     `meanwhile` runs in a thread beside Ray's start, which mostly waits for other processes.
+    `custom_resources` are declared where the Ray is a private one.
 
     Raises `UserError` where the address does not answer.
     """
@@ -146,6 +148,7 @@ def connected(
                 ray.init(
                     address="local",
                     num_cpus=cpus,
+                    resources=custom_resources,
                     include_dashboard=dashboard,
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,

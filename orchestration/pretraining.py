@@ -206,7 +206,7 @@ def _train_in_group(
             thread.join(timeout=0.2)
     with contextlib.suppress(OSError):
         run.folder.remove(".ray")
-    _raise_reported_error(run)
+    raise_reported_error(run)
     if failure:
         raise JobError(
             f"{run.name}: the worker group failed: {type(failure[0]).__name__}",
@@ -244,7 +244,8 @@ def _notes_shown(run: RunDirectory, display: Display) -> Iterator[None]:
         run.folder.remove("notes.txt")
 
 
-def _raise_reported_error(run: RunDirectory) -> None:
+def raise_reported_error(run: RunDirectory) -> None:
+    """Raise what a worker of a group met, if it met anything that the user can mend."""
     if not run.folder.exists(ERROR_FILE):
         return
     what = json.loads(run.folder.read(ERROR_FILE))

@@ -8,6 +8,7 @@ group to meet it again.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -34,6 +35,13 @@ class WorkerPlan:
     device: str
     precision: str
     threads: int
+    until: int | None = None
+    """Step at which this session validates, saves and ends; None: the run's end."""
+    validate_untrained: bool = True
+    keep_parts: bool = False
+    """Keep dataset and validation sets in the process for the next run on the same data."""
+    stop_folder: str | None = None
+    """A folder whose `stop_requested` stops this run as well: that of the search it belongs to."""
 
 
 class StopSignal:
@@ -82,7 +90,7 @@ def run_worker(
 
     torch.set_num_threads(plan.threads)
     config = validate_tree(plan.config)
-    dataset = Dataset.open(plan.data)
+    dataset = _open_kept(plan.data) if plan.keep_parts else Dataset.open(plan.data)
     run = RunDirectory.at(plan.runs, plan.name)
     device = torch.device("cuda", local_rank) if plan.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
@@ -99,25 +107,39 @@ def run_worker(
         precision=plan.precision,
         build_model=parts.build_model,
         build_validator=lambda: parts.build_validator(device, rank, world, plan.precision),
-        open_stream=lambda step: parts.open_stream(step, rank, world, device),
+        open_stream=lambda step: parts.open_stream(step, rank, world, device, plan.until),
         draw_pictures=parts.picture_drawer(run, device, plan.precision) if rank == 0 else None,
         stop_asked=stop_asked,
+        until=plan.until,
+        validate_untrained=plan.validate_untrained,
     )
     return TrainingLoop(task, events).run()
+
+
+@functools.lru_cache(maxsize=1)
+def _open_kept(path: str) -> Any:
+    """The dataset that this process opened last, for the next run on it."""
+    from mpma.data.dataset import Dataset
+
+    return Dataset.open(path)
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """The function that every worker of a Ray Train group runs."""
     import ray.train
 
+    from mpma.data.storage import open_storage
     from mpma.training.loop import Silent
-    from mpma.training.run_directory import RunDirectory
+    from mpma.training.run_directory import STOP_FILE, RunDirectory
 
     os.umask(0o077)
     context = ray.train.get_context()
     rank = context.get_world_rank()
     plan = WorkerPlan(**settings)
-    stop = StopSignal()
+    stop: Callable[[], bool] = StopSignal()
+    if plan.stop_folder is not None:
+        folder = open_storage(plan.stop_folder)
+        stop = lambda: folder.exists(STOP_FILE)  # noqa: E731
     try:
         run_worker(
             plan,

@@ -102,6 +102,11 @@ class Task:
     """Writes the pictures of a step; None: none are wanted."""
     stop_asked: Callable[[], bool] = lambda: False
     """Whether this process was told to end (Ctrl-C, SIGTERM, time limit)."""
+    until: int | None = None
+    """Step at which this session validates, saves and ends, the run being longer; None: at its end. The
+    schedules span the whole run, so the numbers are those of a run that was never interrupted."""
+    validate_untrained: bool = True
+    """Whether step 0 is validated: the baseline of a single run, the same for most trials of a search."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Outcome:
 
     step: int
     finished: bool
-    """False: it was told to stop, saved and ended early."""
+    """False: it was told to stop, or came to `Task.until`; it saved and ended early."""
 
 
 class TrainingLoop:
@@ -149,7 +154,7 @@ class TrainingLoop:
         try:
             # Opened first: the first batches are made while the untrained model is validated.
             with contextlib.closing(task.open_stream(self.step)) as stream:
-                if self.step == 0:
+                if self.step == 0 and task.validate_untrained:
                     self._validate(validator)
                 outcome = self._steps(stream, validator)
             if outcome.finished and task.rank == 0:
@@ -162,11 +167,12 @@ class TrainingLoop:
     def _steps(self, stream: Stream, validator: Validator) -> Outcome:
         training, task = self.config.training, self.task
         interval = _Interval(stream, self.step)
-        while self.step < training.steps:
+        end = training.steps if task.until is None else min(training.steps, task.until)
+        while self.step < end:
             batch = next(stream)
             set_learning_rate(self.optimizer, learning_rate(self.step, self.config))
             upcoming = self.step + 1
-            last = upcoming == training.steps
+            last = upcoming == end
             log_due = last or upcoming % training.log_every_steps == 0
             # Watching the memory costs a few products, so it is watched where it is written down.
             self.bare.watch_memory = log_due
@@ -203,7 +209,7 @@ class TrainingLoop:
                     self._save()
             if stop and not last:
                 return Outcome(self.step, finished=False)
-        return Outcome(self.step, finished=True)
+        return Outcome(self.step, finished=self.step >= training.steps)
 
     # -- what happens now and then ---------------------------------------------------------------
 

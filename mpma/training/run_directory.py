@@ -16,7 +16,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -184,16 +185,35 @@ class RunDirectory:
 
         The kernel lets go of the lock when the process ends, however it ends.
         """
-        if not self.folder.is_local:
-            return None
-        self.folder.make_directory()
-        stream = (Path(self.folder.root) / LOCK_FILE).open("a")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        return lock_folder(self.folder, f"{self.name}: another program is working on this run")
+
+
+def lock_folder(folder: Storage, held: str) -> Any:
+    """Hold a local folder for this process; keep the result alive. Raises `UserError(held)`.
+
+    None on an object store, which has no locks.
+    """
+    if not folder.is_local:
+        return None
+    folder.make_directory()
+    stream = (Path(folder.root) / LOCK_FILE).open("a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise UserError(held) from None
+    return stream
+
+
+@contextmanager
+def hold(folder: Storage, held: str) -> Iterator[None]:
+    """Hold a local folder for a block. Raises `UserError(held)` where another program holds it."""
+    stream = lock_folder(folder, held)
+    try:
+        yield
+    finally:
+        if stream is not None:
             stream.close()
-            raise UserError(f"{self.name}: another program is working on this run") from None
-        return stream
 
 
 def provenance(fingerprint: str) -> dict[str, Any]:

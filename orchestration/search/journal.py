@@ -1,0 +1,129 @@
+"""The journal of a search: one JSON object a line, appended and synced before anything is acted upon.
+
+Decisions: the journal is the truth and everything else in the search directory can be made from it and
+from the run directories. An event counts once its line ends with a newline; a last line that a kill cut
+short never happened and is cut away on opening. A line that is damaged elsewhere is named, since what
+follows it could not be trusted. On an object store, which cannot append, the file is written whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from mpma.data.storage import Storage
+from mpma.errors import UserError
+from mpma.training.metrics_log import full_disk_as_a_line
+from orchestration.search.records import Event, SearchState
+
+JOURNAL_FILE: Final = "journal.jsonl"
+
+
+class Journal:
+    """Appends events and keeps the state they add up to.
+
+    Opening replays what is there. Raises `UserError` where a line other than the last is damaged.
+    """
+
+    def __init__(self, folder: Storage) -> None:
+        self._folder = folder
+        self.state = SearchState()
+        whole, events = read_events(folder)
+        for event in events:
+            self._fold(event, "it does not follow from the lines before it")
+        self._text = b"" if folder.is_local else whole
+        self._stream = None
+        if folder.is_local:
+            folder.make_directory()
+            path = Path(folder.root) / JOURNAL_FILE
+            self._stream = path.open("ab")
+            if self._stream.tell() != len(whole):
+                self._stream.truncate(len(whole))
+                self._stream.seek(len(whole))
+                os.fsync(self._stream.fileno())
+        self.count = len(events)
+
+    def append(self, kind: str, **values: Any) -> Event:
+        """Record an event durably and take it into the state. Raises `JobError` on a full disk."""
+        event = {"event": kind, "time": round(time.time(), 3), **values}
+        line = (json.dumps(_plain(event), separators=(",", ":")) + "\n").encode()
+        # What a restart would read is what is acted upon now.
+        event = json.loads(line)
+        with full_disk_as_a_line(f"{self._folder.location}/{JOURNAL_FILE}"):
+            if self._stream is not None:
+                self._stream.write(line)
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+            else:
+                self._text += line
+                self._folder.write(JOURNAL_FILE, self._text)
+        self.count += 1
+        self._fold(event, "")
+        return event
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _fold(self, event: Event, damage: str) -> None:
+        if not damage:
+            self.state.apply(event)
+            return
+        try:
+            self.state.apply(event)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError):
+            raise _damaged(self._folder, int(event["line"]), damage) from None
+
+
+def read_events(folder: Storage) -> tuple[bytes, list[dict[str, Any]]]:
+    """The journal's valid bytes and its events, each with its `line` number. Empty where there is none.
+
+    Raises `UserError` naming the first damaged line that is not the last.
+    """
+    if not folder.exists(JOURNAL_FILE):
+        return b"", []
+    content = folder.read(JOURNAL_FILE)
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event or "time" not in event:
+                raise ValueError
+        except ValueError:
+            if number == len(lines):
+                # The sectors of a last line may reach the disk out of order when the power goes.
+                return whole[: len(whole) - len(line) - 1], events
+            raise _damaged(folder, number, "it is not a journal event") from None
+        events.append({**event, "line": number})
+    return whole, events
+
+
+
+
+def _damaged(folder: Storage, line: int, what: str) -> UserError:
+    return UserError(
+        f"{folder.location}/{JOURNAL_FILE}, line {line}: {what}",
+        "restore the file from a copy, or begin a new search under another --name",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, with None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return _plain(value.item())
+    return value
