@@ -19,7 +19,7 @@ Shapes: n pairs fitted · m pairs scored · D feature width · L labels · Q reg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +49,8 @@ class ProbeResult:
 
     auroc: mean over labels. per_label: AUROC by label name. chosen_c: by label name. minimum: positives
     and negatives that each label had to have in both sets (20, or 5 on tiny sets). fitted_pairs,
-    scored_pairs: pairs with at least one of these labels known.
+    scored_pairs: pairs with at least one of these labels known. columns: columns of the given labels
+    that these are. scores: logits of the scored pairs, float64 [m, len(columns)].
     """
 
     auroc: float
@@ -58,6 +59,8 @@ class ProbeResult:
     minimum: int
     fitted_pairs: int
     scored_pairs: int
+    columns: tuple[int, ...] = field(repr=False)
+    scores: np.ndarray = field(repr=False, compare=False)
 
 
 def usable_labels(train_labels: np.ndarray, val_labels: np.ndarray) -> tuple[list[int], int]:
@@ -139,6 +142,8 @@ def linear_probe(
         minimum=minimum,
         fitted_pairs=len(fitted),
         scored_pairs=int((~np.isnan(scored)).any(axis=1).sum()),
+        columns=tuple(columns),
+        scores=logits.numpy(),
     )
 
 

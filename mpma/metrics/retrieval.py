@@ -135,11 +135,16 @@ def chance_recall(classes: np.ndarray, k: int) -> float:
 
     classes [N]; m_q is the number of gallery items in query q's class. k above N counts as N.
     """
+    return float(np.mean(chance_recall_of_queries(classes, k)))
+
+
+def chance_recall_of_queries(classes: np.ndarray, k: int) -> np.ndarray:
+    """The addends of `chance_recall`: each query's 1 - C(N-m_q, k) / C(N, k), float64 [N]; classes [N]."""
     count = len(classes)
     _, inverse, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     members = sizes[inverse]
     draws = np.full(count, min(k, count))
-    return float(np.mean(1.0 - _share_of_draws_without_a_hit(np.full(count, count), members, draws)))
+    return 1.0 - _share_of_draws_without_a_hit(np.full(count, count), members, draws)
 
 
 def prior_recall(classes: np.ndarray, k: int) -> float:

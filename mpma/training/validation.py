@@ -9,6 +9,7 @@ Decisions:
   whose parameters are sharded can gather them.
 - The losses are those of one worker with the whole fixed batch, on every worker at once: no
   collectives, hence the same for any number of them.
+- The split is `val`; a comparison that is made once takes `test`, laid out and measured in the same way.
 - Nothing that training depends on changes: modes are restored, no generator is advanced, no gradient
   is made. A run that validates more often trains the same.
 
@@ -32,11 +33,11 @@ from mpma.data.batches import Batch
 from mpma.data.pairs import model_text
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.errors import JobError
-from mpma.metrics.probe import linear_probe
+from mpma.metrics.probe import ProbeResult, linear_probe
 from mpma.metrics.retrieval import above_chance, retrieval_metrics
 from mpma.model.gather import alone
 from mpma.training.reference_batches import CentreViews, ReferenceBatches, reference_collator
-from mpma.training.validation_sets import TEXT_COLUMNS, Rows, ValidationDataset, choose_sets
+from mpma.training.validation_sets import GAIN_BLOCK, TEXT_COLUMNS, Rows, ValidationDataset, choose_sets
 
 GAIN_RATIOS: Final = (0.3, 0.5, 0.7)
 """Report mask ratios over which visual gain is averaged."""
@@ -72,6 +73,32 @@ class _PreparedBlock:
     batches: list[Batch]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a model made of the chosen pairs; fp32 on the host, complete on every worker.
+
+    N gallery pairs · n, m pairs of the probe's subsets · g pairs with visual gain · R report ratios.
+    """
+
+    image: Tensor
+    """[N, A]: aligned vectors of the gallery's images."""
+    report: Tensor
+    """[N, A]: of its reports."""
+    probe_train: Tensor | None
+    """[n, D]: mean patch tokens; None without a probe."""
+    probe_held_out: Tensor | None
+    """[m, D]."""
+    gain_sums: Tensor | None
+    """float64 [g, R, 3]: nats under the own picture, nats under another's, hidden words; in the order of
+    the blocks. None without a report branch or without partners."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every embedding is."""
+        embedded = (self.image, self.report, self.probe_train, self.probe_held_out)
+        return all(bool(torch.isfinite(tensor).all()) for tensor in embedded if tensor is not None)
+
+
 class Validator:
     """Validates a model on the same pairs in the same way whenever and wherever it is asked to.
 
@@ -79,7 +106,7 @@ class Validator:
     row groups; images are read by the first `run`. Memory of a worker: `validation.cache_bytes` at
     most, and the embeddings of all chosen pairs.
 
-    Raises `UserError` where the val split has fewer than two patients.
+    Raises `UserError` where the split has fewer than two patients.
     """
 
     def __init__(
@@ -93,15 +120,17 @@ class Validator:
         rank: int = 0,
         world_size: int = 1,
         precision: str = "fp32",
+        split: str = "val",
     ) -> None:
         self._dataset, self._config, self._tokenizer = dataset, config.validation, tokenizer
+        self._split = split
         self._max_tokens = config.report.max_tokens
         self._device, self._rank, self._world, self._precision = device, rank, world_size, precision
         threads = config.data.decode_threads
         collator = reference_collator(config, tokenizer, target_scale)
         self._views = CentreViews(dataset, collator.cropper, threads, config.validation.cache_bytes)
-        self._references = ReferenceBatches(dataset, collator, self._views)
-        self.sets = choose_sets(dataset, config.validation)
+        self._references = ReferenceBatches(dataset, collator, self._views, split)
+        self.sets = choose_sets(dataset, config.validation, split)
         self._report_tokens: dict[int, tuple[Tensor, Tensor]] = {}
         self._gain: dict[int, _PreparedBlock] = {}
 
@@ -111,52 +140,52 @@ class Validator:
         `model` is the bare one. Every worker must call it. Raises `JobError` on every worker where the
         model's embeddings are not finite.
         """
-        sets = self.sets
-        probed = sets.probe_train is not None and sets.probe_val is not None
-        val_rows = sets.gallery_rows
-        if sets.probe_val is not None:
-            val_rows = np.union1d(val_rows, sets.probe_val.rows)
         with measuring(model, self._device, self._precision):
-            aligned, val_mean = self._embed_images(model, "val", val_rows)
-            reports = self._embed_reports(model)
-            train_mean = None
-            if probed:
-                assert sets.probe_train is not None
-                _, train_mean = self._embed_images(model, "train", sets.probe_train.rows)
-            gain = self._visual_gain(model) if getattr(model, "wants_report", True) else None
+            measured = self._measured(model)
             losses = self._losses(model)
         found: dict[str, float] | None = None
-        if self._rank == 0:
-            embedded = [aligned, val_mean, reports, *([] if train_mean is None else [train_mean])]
-            if all(bool(torch.isfinite(tensor).all()) for tensor in embedded):
-                gallery = torch.as_tensor(np.searchsorted(val_rows, sets.gallery_rows))
-                found = self._retrieval(aligned[gallery], reports)
-                if train_mean is not None:
-                    found |= self._probe(train_mean, val_mean, val_rows)
-                found |= _representation_score(found)
-                if gain is not None:
-                    found["val/report_reconstruction/visual_gain"] = gain
-                found |= losses
+        if self._rank == 0 and measured.finite:
+            found = self._retrieval(measured)
+            if self.sets.probe_val is not None:
+                found |= self._probe(measured)
+            found |= _representation_score(found)
+            if measured.gain_sums is not None:
+                found["val/report_reconstruction/visual_gain"] = _visual_gain(measured.gain_sums)
+            found |= losses
         return self._agreed(found, step)
+
+    def measure(self, model: Any) -> Measured:
+        """What the figures are made of, pair by pair. Every worker must call it."""
+        with measuring(model, self._device, self._precision):
+            return self._measured(model)
+
+    def _measured(self, model: Any) -> Measured:
+        sets = self.sets
+        rows = sets.gallery_rows
+        if sets.probe_val is not None:
+            rows = np.union1d(rows, sets.probe_val.rows)
+        aligned, mean = self._embed_images(model, self._split, rows)
+        reports = self._embed_reports(model)
+        probe_train = probe_held_out = None
+        if sets.probe_train is not None and sets.probe_val is not None:
+            _, probe_train = self._embed_images(model, "train", sets.probe_train.rows)
+            probe_held_out = mean[torch.as_tensor(np.searchsorted(rows, sets.probe_val.rows))]
+        return Measured(
+            image=aligned[torch.as_tensor(np.searchsorted(rows, sets.gallery_rows))],
+            report=reports,
+            probe_train=probe_train,
+            probe_held_out=probe_held_out,
+            gain_sums=self._gain_sums(model) if getattr(model, "wants_report", True) else None,
+        )
 
     # -- the figures, on rank 0 --------------------------------------------------------------------
 
-    def _retrieval(self, image: Tensor, report: Tensor) -> dict[str, float]:
-        metrics = retrieval_metrics(image, report, self.sets.gallery_class)
+    def _retrieval(self, measured: Measured) -> dict[str, float]:
+        metrics = retrieval_metrics(measured.image, measured.report, self.sets.gallery_class)
         return {f"val/retrieval/{name}": value for name, value in metrics.items()}
 
-    def _probe(self, train_mean: Tensor, val_mean: Tensor, val_rows: Rows) -> dict[str, float]:
-        train, val = self.sets.probe_train, self.sets.probe_val
-        assert train is not None
-        assert val is not None
-        result = linear_probe(
-            train_mean.numpy(),
-            train.labels,
-            train.patients,
-            val_mean.numpy()[np.searchsorted(val_rows, val.rows)],
-            val.labels,
-            list(self._dataset.label_names),
-        )
+    def _probe(self, measured: Measured) -> dict[str, float]:
+        result = self.fit_probe(measured)
         return {
             "val/probe/auroc": result.auroc,
             "val/probe/labels": float(len(result.per_label)),
@@ -164,6 +193,22 @@ class Validator:
             "val/probe/fitted_pairs": float(result.fitted_pairs),
             "val/probe/minimum_per_class": float(result.minimum),
         }
+
+    def fit_probe(self, measured: Measured) -> ProbeResult:
+        """The probe, fitted on training pairs and scored on held-out ones; only where the sets have one."""
+        train, held_out = self.sets.probe_train, self.sets.probe_val
+        assert train is not None
+        assert held_out is not None
+        assert measured.probe_train is not None
+        assert measured.probe_held_out is not None
+        return linear_probe(
+            measured.probe_train.numpy(),
+            train.labels,
+            train.patients,
+            measured.probe_held_out.numpy(),
+            held_out.labels,
+            list(self._dataset.label_names),
+        )
 
     def _agreed(self, found: dict[str, float] | None, step: int) -> dict[str, float]:
         if self._world > 1:
@@ -201,7 +246,7 @@ class Validator:
         def embed(number: int) -> Tensor:
             if number not in self._report_tokens:
                 part = rows[number * size : (number + 1) * size]
-                table = self._dataset.read_rows("val", part, TEXT_COLUMNS)
+                table = self._dataset.read_rows(self._split, part, TEXT_COLUMNS)
                 columns = (table[name].to_pylist() for name in TEXT_COLUMNS)
                 texts = [model_text(*text) for text in zip(*columns, strict=True)]
                 tokens = self._tokenizer.encode(texts, self._max_tokens)
@@ -214,26 +259,27 @@ class Validator:
 
         return self._dealt(-(-len(rows) // size), embed, size)[: len(rows)]
 
-    def _visual_gain(self, model: Any) -> float | None:
-        """Nats per hidden word that a pair's own image saves over another's; None without partners."""
+    def _gain_sums(self, model: Any) -> Tensor | None:
+        """`Measured.gain_sums`."""
         blocks = self.sets.gain_blocks
         if not blocks:
             return None
 
         def measure(number: int) -> Tensor:
             block = self._prepared_block(number)
-            pixels = self._views.get("val", block.rows).to(self._device)
+            pixels = self._views.get(self._split, block.rows).to(self._device)
             tokens = model.embed_images(pixels).tokens
             sums = []
             for batch in block.batches:
                 own, words = model.report_nll(tokens, batch)
                 other, _ = model.report_nll(tokens[block.partner], batch)
-                sums += [own.double().sum(), other.double().sum(), words.double().sum()]
-            return torch.stack(sums)[None]
+                sums += [own.double(), other.double(), words.double()]
+            # Blocks are dealt to workers, so all are of one size.
+            return nn.functional.pad(torch.stack(sums, dim=1), (0, 0, 0, GAIN_BLOCK - len(block.rows)))
 
-        totals = self._dealt(len(blocks), measure, 1)[: len(blocks)].sum(0).view(len(GAIN_RATIOS), 3)
-        own, other, words = totals.unbind(1)
-        return float(((other - own) / words.clamp_min(1)).mean())
+        padded = self._dealt(len(blocks), measure, GAIN_BLOCK)[: len(blocks) * GAIN_BLOCK]
+        whole = padded.view(len(blocks), GAIN_BLOCK, len(GAIN_RATIOS), 3)
+        return torch.cat([sums[: len(block.rows)] for sums, block in zip(whole, blocks, strict=True)])
 
     def _prepared_block(self, number: int) -> _PreparedBlock:
         if number not in self._gain:
@@ -271,6 +317,12 @@ class Validator:
         gathered = own.new_empty(self._world * len(padded), own.shape[1])
         torch.distributed.all_gather_into_tensor(gathered, padded)
         return gathered.cpu()
+
+
+def _visual_gain(sums: Tensor) -> float:
+    """Nats per hidden word that a pair's own image saves over another's, from `Measured.gain_sums`."""
+    own, other, words = sums.sum(0).unbind(1)
+    return float(((other - own) / words.clamp_min(1)).mean())
 
 
 def _representation_score(found: dict[str, float]) -> dict[str, float]:

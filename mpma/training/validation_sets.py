@@ -1,8 +1,9 @@
-"""Which held-out pairs a run is validated on: the gallery, the probe's subsets, the blocks of visual gain.
+"""Which held-out pairs a model is judged on: the gallery, the probe's subsets, the blocks of visual gain.
 
 Decisions:
 - Everything is a function of the dataset, the sizes and `validation.seed`, never of training.seed, the
-  model or the number of workers, so that all runs on a dataset are compared on the same pairs.
+  model or the number of workers, so that all runs on a dataset are compared on the same pairs. The test
+  split is laid out as the val split is, so that its figures mean the same.
 - Gallery: one pair per patient, and reports that differ from each other as long as there are enough;
   only then patients with a repeated report fill it up.
 - Row groups are visited in a shuffled order and whole, and only as many as are needed. So the cost
@@ -55,7 +56,7 @@ class GainBlock(NamedTuple):
     """Pairs that exchange pictures."""
 
     rows: Rows
-    """int64 [n]: rows of the val split."""
+    """int64 [n]: rows of the split."""
     partner: Rows
     """int64 [n]: place in the block whose picture each pair is also given."""
 
@@ -74,7 +75,10 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class ValidationSets:
-    """All rows that a validation touches. `gallery_rows` is ascending and `gallery_class` goes with it."""
+    """All rows that a validation touches. `gallery_rows` is ascending and `gallery_class` goes with it.
+
+    `probe_train` is of the train split, the others of the split that is judged on.
+    """
 
     gallery_rows: Rows
     gallery_class: Rows
@@ -86,11 +90,11 @@ class ValidationSets:
     probe_val: LabelledSet | None
 
 
-def choose_sets(dataset: ValidationDataset, config: ValidationConfig) -> ValidationSets:
-    """The sets of a dataset. Raises `UserError` where the val split has fewer than two patients."""
-    rows, classes = choose_gallery(dataset, config.gallery_size, config.seed)
+def choose_sets(dataset: ValidationDataset, config: ValidationConfig, split: str = "val") -> ValidationSets:
+    """The sets of a dataset. Raises `UserError` where the split has fewer than two patients."""
+    rows, classes = choose_gallery(dataset, config.gallery_size, config.seed, split)
     train, val = (
-        choose_labelled(dataset, split, config.probe_train_pairs, config.seed) for split in ("train", "val")
+        choose_labelled(dataset, part, config.probe_train_pairs, config.seed) for part in ("train", split)
     )
     probed = bool(usable_labels(train.labels, val.labels)[0])
     order = np.argsort(rows)
@@ -104,15 +108,15 @@ def choose_sets(dataset: ValidationDataset, config: ValidationConfig) -> Validat
     )
 
 
-def choose_gallery(dataset: ValidationDataset, size: int, seed: int) -> tuple[Rows, Rows]:
-    """At most `size` rows of the val split in the order of their choice, and their report hashes.
+def choose_gallery(dataset: ValidationDataset, size: int, seed: int, split: str = "val") -> tuple[Rows, Rows]:
+    """At most `size` rows of the split in the order of their choice, and their report hashes.
 
     Raises `UserError` where there are fewer than two patients.
     """
     chosen: dict[str, tuple[int, int]] = {}
     repeated: dict[str, tuple[int, int]] = {}
     seen: set[int] = set()
-    for row, patient, report in _val_reports(dataset, seed):
+    for row, patient, report in _reports(dataset, split, seed):
         if patient in chosen:
             continue
         if report in seen:
@@ -126,16 +130,17 @@ def choose_gallery(dataset: ValidationDataset, size: int, seed: int) -> tuple[Ro
     picked = [*chosen.values(), *repeated.values()][:size]
     if len(picked) < 2:
         raise UserError(
-            f"validation needs at least 2 patients in the val split; this dataset has {len(picked)} there",
-            "ingest more pairs, or with a larger share for val (--split)",
+            f"validation needs at least 2 patients in the {split} split; "
+            f"this dataset has {len(picked)} there",
+            f"ingest more pairs, or with a larger share for {split} (--split)",
         )
     rows, classes = np.array(picked, dtype=np.int64).T
     return rows.copy(), classes.copy()
 
 
-def _val_reports(dataset: ValidationDataset, seed: int) -> Iterator[tuple[int, str, int]]:
-    """(row, patient, report hash) of the val split, in a shuffled order of row groups."""
-    for rows, table in _shuffled_row_groups(dataset, "val", ("patient_id", *TEXT_COLUMNS), seed):
+def _reports(dataset: ValidationDataset, split: str, seed: int) -> Iterator[tuple[int, str, int]]:
+    """(row, patient, report hash) of a split, in a shuffled order of row groups."""
+    for rows, table in _shuffled_row_groups(dataset, split, ("patient_id", *TEXT_COLUMNS), seed):
         texts = zip(*(table[name].to_pylist() for name in TEXT_COLUMNS), strict=True)
         for row, patient, text in zip(rows.tolist(), table["patient_id"].to_pylist(), texts, strict=True):
             yield row, patient, text_hash(normalised_report(model_text(*text)))
