@@ -167,6 +167,10 @@ class _Feed:
         self.outcomes = 0
         self.error: Exception | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its searcher, scheduler and callbacks for a restore that is not used.
+        return (_nothing, ())
+
     def searcher(self) -> Any:
         """A Tune searcher on this feed."""
         from ray.tune.search import Searcher
@@ -290,6 +294,10 @@ class _Feed:
 
         with contextlib.suppress(OSError):
             open_storage(self._place.search).write(STOP_FILE, b"")
+
+
+def _nothing() -> None:
+    """What a pickled feed becomes."""
 
 
 def _outcome(result: dict[str, Any] | None) -> Outcome | None:
