@@ -189,7 +189,7 @@ MOVES: Final[dict[str, Move]] = {
     "alignment.image_pooling": _NOTHING,
     "alignment.text_view": _VIEW,
     "alignment.image_view": _VIEW,
-    "alignment.unmasked_tail": Move(TERMS, "it decides how long training sees the full image, an easier task"),
+    "alignment.unmasked_tail": Move(TERMS, "it decides how long training has the full image, an easier task"),
     "alignment.temperature": Move(_GLOBAL, "the temperature is the scale of the contrast"),
     "alignment.local": _OTHER_CONTRAST,
     "alignment.group_size": _OTHER_CONTRAST,

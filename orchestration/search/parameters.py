@@ -41,9 +41,11 @@ def among(value: Any, values: Iterable[Any]) -> bool:
 
 
 def _listed(value: Any) -> Any:
-    return {key: one if isinstance(one, list) else [one] for key, one in value.items()} if isinstance(
-        value, dict
-    ) else value
+    return (
+        {key: one if isinstance(one, list) else [one] for key, one in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 class Parameter(StrictConfig):
@@ -109,7 +111,7 @@ class Parameter(StrictConfig):
     def _check_range(self) -> None:
         low, high = self.low, self.high
         if low >= high:
-            raise ValueError(f"{self.kind}: [{low:g}, {high:g}] is empty or one value; low stands before high")
+            raise ValueError(f"{self.kind}: [{low:g}, {high:g}] holds no range; low must be below high")
         if self.log and low <= 0:
             raise ValueError(f"{self.kind}: the lowest value {low:g} has no logarithm; it must be above 0")
         if self.or_zero and low <= 0:
@@ -256,9 +258,7 @@ class Parameter(StrictConfig):
 
     def applies(self, params: Mapping[str, Any]) -> bool:
         """Whether its condition is met by the values that the trial has."""
-        return all(
-            key in params and among(params[key], values) for key, values in (self.when or {}).items()
-        )
+        return all(key in params and among(params[key], values) for key, values in (self.when or {}).items())
 
     @property
     def depends_on(self) -> list[str]:

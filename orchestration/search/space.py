@@ -9,6 +9,7 @@ Neither torch nor Ray nor Optuna is imported.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -29,7 +30,6 @@ from mpma.config import (
     read_yaml,
     validate_tree,
 )
-from mpma.errors import UserError
 from mpma.strict import StrictConfig
 from orchestration.search.parameters import Parameter
 
@@ -165,9 +165,11 @@ class Confirmation(StrictConfig):
 
 
 def _listed(value: Any) -> Any:
-    return {key: one if isinstance(one, list) else [one] for key, one in value.items()} if isinstance(
-        value, dict
-    ) else value
+    return (
+        {key: one if isinstance(one, list) else [one] for key, one in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _dependencies_first(parameters: dict[str, list[Parameter]]) -> dict[str, list[Parameter]]:
@@ -368,21 +370,33 @@ def load_space(
     path = Path(path)
     tree = read_yaml(path)
     own: list[str] = []
+    overridden = set()
     for text in overrides:
         key, value = parse_override(text)
-        if not _override(tree, key, value):
+        first = key.partition(".")[0]
+        if _override(tree, key, value):
+            overridden.add(first)
+        elif first in ExperimentConfig.model_fields:
             own.append(text)
+        else:
+            near = difflib.get_close_matches(
+                first, [*SearchSpace.model_fields, *ExperimentConfig.model_fields], 1
+            )
+            hint = f"the nearest known name is {near[0]}" if near else None
+            raise refuse("--set", key, "neither a key of the space nor of the recipe", hint)
     try:
         space = SearchSpace.model_validate(tree)
     except ValidationError as error:
-        raise spoken(str(path), error) from None
+        raise spoken(str(path), error, overridden) from None
     recipe = config or (path.parent / space.recipe if space.recipe is not None else None)
     if recipe is None:
         raise refuse(str(path), "recipe", "missing", "name a recipe there, or give --config")
     if not recipe.is_file():
         raise refuse(
-            str(path) if config is None else "--config", "recipe" if config is None else str(recipe),
-            f"no recipe at {recipe}", "it is looked for beside the space file" if config is None else None,
+            str(path) if config is None else "--config",
+            "recipe" if config is None else str(recipe),
+            f"no recipe at {recipe}",
+            "it is looked for beside the space file" if config is None else None,
         )
     if data is not None:
         own.append(f"data.path={json.dumps(data)}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,10 +46,13 @@ def refuse(file: str, key: str, problem: str, hint: str | None = None) -> UserEr
 # -- the file itself -------------------------------------------------------------------------------------
 
 
-def spoken(file: str, error: ValidationError) -> UserError:
-    """The first problem of a space file, with the nearest known key for an unknown one."""
+def spoken(file: str, error: ValidationError, overridden: Container[str] = ()) -> UserError:
+    """The first problem of a space file, with the nearest known key for an unknown one; `overridden` are
+    the names at its top that came from --set."""
     first = error.errors(include_url=False)[0]
     place = list(first["loc"])
+    if place and place[0] in overridden:
+        file = "--set"
     if first["type"] == "extra_forbidden":
         known = _known_beside(place)
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
@@ -162,6 +165,9 @@ def _check_known(file: str, place: str, key: str) -> None:
         )
 
 
+_OTHER_NUMBER = {"uniform": "int", "log_uniform": "log_int", "int": "uniform", "log_int": "log_uniform"}
+
+
 def _check_key(file: str, key: str, parameter: Parameter) -> None:
     """A key that exists, may be searched, and may hold what is written."""
     place = f"parameters.{key}"
@@ -170,14 +176,13 @@ def _check_key(file: str, key: str, parameter: Parameter) -> None:
         hint = None if parameter.searched else f"set it in the recipe, or with --set {key}=..."
         raise refuse(file, place, f"may not be searched: {NOT_SEARCHED[key]}", hint)
     field = field_of(key)
-    kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,)]
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
     if parameter.is_range:
         wanted = int if parameter.is_int else float
         if wanted not in kinds:
             if int in kinds or float in kinds:
-                name = {"uniform": "int", "log_uniform": "log_int", "int": "uniform", "log_int": "log_uniform"}
                 whole = "a whole number" if int in kinds else "a number with a fraction"
-                hint = f"write {name[parameter.kind]}"
+                hint = f"write {_OTHER_NUMBER[parameter.kind]}"
                 raise refuse(file, place, f"{parameter.kind} does not fit {whole}", hint)
             raise refuse(
                 file, place, f"{parameter.kind} needs a number, and this is none", "write choice: [...]"
@@ -188,9 +193,8 @@ def _check_key(file: str, key: str, parameter: Parameter) -> None:
 def _check_taken(file: str, place: str, key: str, values: list[Any], kind: str = "") -> None:
     """Each value is one that the tree's field holds, bounds included."""
     field = field_of(key)
-    adapter: TypeAdapter[Any] = TypeAdapter(
-        Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    )
+    kind_of: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(kind_of)
     for value in values:
         try:
             adapter.validate_python(value, strict=True)
@@ -245,7 +249,7 @@ def _check_conditions(file: str, space: SearchSpace) -> dict[tuple[str, int], di
     enabling: dict[tuple[str, int], dict[str, Any]] = {}
     for params in _parents(space, [key for key in space.parameters if key in named], named, {}):
         for key, found in space.parameters.items():
-            applying = [place for place, one in enumerate(found) if one.applies(params)]
+            applying = [number for number, one in enumerate(found) if one.applies(params)]
             if len(applying) > 1:
                 alike = ", ".join(f"{other} {value!r}" for other, value in params.items() if other in named)
                 beside = f" where {alike}" if found[applying[1]].when or found[applying[0]].when else ""
@@ -255,15 +259,15 @@ def _check_conditions(file: str, space: SearchSpace) -> dict[tuple[str, int], di
                     f"alternatives {applying[0] + 1} and {applying[1] + 1} both apply{beside}",
                     "give each a condition that excludes the other",
                 )
-            for place in applying:
-                enabling.setdefault((key, place), dict(params))
+            for number in applying:
+                above = _ancestors(space, found[number])
+                own = {other: value for other, value in params.items() if other in above}
+                enabling.setdefault((key, number), own)
     for key, found in space.parameters.items():
-        for place, one in enumerate(found):
-            if (key, place) not in enabling:
+        for number, one in enumerate(found):
+            if (key, number) not in enabling:
                 asked = ", ".join(f"{other} {values}" for other, values in (one.when or {}).items())
-                raise refuse(
-                    file, f"parameters.{key}.when", f"{asked}: the conditions contradict each other"
-                )
+                raise refuse(file, f"parameters.{key}.when", f"{asked}: the conditions contradict each other")
     return enabling
 
 
@@ -283,6 +287,14 @@ def _parents(
         values += [value for value in one.corners() if not among(value, named[key])][:1]
         for value in values:
             yield from _parents(space, rest, named, {**params, key: value})
+
+
+def _ancestors(space: SearchSpace, parameter: Parameter) -> set[str]:
+    """Keys that a condition looks at, and those that theirs look at."""
+    found: set[str] = set()
+    for other in parameter.when or {}:
+        found |= {other}.union(*(_ancestors(space, one) for one in space.parameters[other]))
+    return found
 
 
 def _all_shown(space: SearchSpace, key: str) -> str:
@@ -322,9 +334,7 @@ def _check_length(file: str, space: SearchSpace, full_steps: int) -> None:
 def _check_searcher(file: str, space: SearchSpace) -> None:
     name = space.searcher.name
     if name == "cmaes" and len(space.objectives) > 1:
-        raise refuse(
-            file, "searcher.name", "cmaes seeks one objective", "tpe, gp or nsga2 seek several"
-        )
+        raise refuse(file, "searcher.name", "cmaes seeks one objective", "tpe, gp or nsga2 seek several")
     if name == "grid":
         for key, parameter in _alternatives(space):
             if parameter.values() is None:
