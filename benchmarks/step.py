@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpma.data.batches import Batch, padded_rows
+from mpma.data.stand_in import stand_in_batch
 from mpma.model.config import (
     AlignmentConfig,
     FusionConfig,
@@ -55,38 +55,6 @@ class Sizes:
     loss_weights: LossWeights = field(default_factory=LossWeights)
 
 
-def synthetic_batch(pairs: int, sizes: Sizes) -> Batch:
-    """Reports that fill all tokens, words of one or two pieces, half of the words hidden."""
-    draw = torch.Generator().manual_seed(0)
-    length, patches, side = sizes.report.max_tokens, sizes.image.patches, 2 * sizes.image.size
-    position = torch.arange(length).expand(pairs, -1)
-    body = (position > 0) & (position < length - 1)
-    word_index = torch.where(body, (position - 1) * 3 // 4, -1)
-    words = int(word_index.max()) + 1
-    order = torch.rand(pairs, words, generator=draw).argsort(dim=1)
-    hidden_words = order < round(words * sizes.report.mask_ratio)
-    hidden = hidden_words.gather(1, word_index.clamp_min(0)) & body
-    ids = torch.randint(5, VOCABULARY, (pairs, length), generator=draw)
-    rows = hidden.flatten().nonzero().squeeze(1)
-    masked_rows, masked_targets = padded_rows(rows, ids.flatten()[rows], pairs, length)
-    return Batch(
-        pixels=torch.randint(0, 256, (pairs, 1, side, side), dtype=torch.uint8, generator=draw),
-        patch_order=torch.rand(pairs, patches, generator=draw).argsort(dim=1),
-        visible=round(patches * (1 - sizes.image.mask_ratio)),
-        token_ids=ids,
-        attention=torch.ones(pairs, length, dtype=torch.bool),
-        word_index=word_index,
-        masked_token_ids=torch.where(hidden, 4, ids),
-        masked_rows=masked_rows,
-        masked_targets=masked_targets,
-        masked_count=len(rows),
-        report_hash=torch.arange(pairs),
-        study_hash=torch.arange(pairs),
-        position=torch.arange(pairs),
-        epoch=torch.zeros(pairs, dtype=torch.int64),
-    )
-
-
 def seconds_of(work: Callable[[], object], device: str) -> float:
     """Wall-clock seconds of one call, the device's queue empty before and after."""
     if device == "cuda":
@@ -104,7 +72,14 @@ def measure(arguments: argparse.Namespace, precision: str, device: str) -> dict[
     model = build_model(
         sizes, vocabulary_size=VOCABULARY, pad_id=0, grey_mean=0.5, grey_std=0.25, target_scale=2, seed=0
     ).to(device)
-    batch = synthetic_batch(arguments.batch, sizes).to(device)
+    batch = stand_in_batch(
+        arguments.batch,
+        sizes.image,
+        sizes.report,
+        vocabulary_size=VOCABULARY,
+        target_scale=2,
+        image_mask_ratio=sizes.image.mask_ratio,
+    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
     trained = torch.compile(model) if arguments.compile else model
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpma.config import ExperimentConfig
-from mpma.data.batches import Batch, padded_rows
-from mpma.data.masking import visible_patches
+from mpma.data.stand_in import stand_in_batch
 from mpma.model.pretraining import PretrainingModel, build_model
 from mpma.training.optimizer import build_optimizer, optimizer_tensors
 from mpma.training.parallel import model_tensors
@@ -42,7 +41,14 @@ def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> 
     share = config.training.batch_size // config.training.workers
     times: dict[float, float] = {}
     for ratio in dict.fromkeys((config.image.mask_ratio, 0.0)):
-        batch = stand_in_batch(config, share, vocabulary, scale, ratio)
+        batch = stand_in_batch(
+            share,
+            config.image,
+            config.report,
+            vocabulary_size=vocabulary,
+            target_scale=scale,
+            image_mask_ratio=ratio,
+        )
         for number in range(WARM_STEPS + MEASURED_STEPS):
             if number == WARM_STEPS:
                 _wait(device)
@@ -90,37 +96,6 @@ def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> 
         console.print(
             f"measured with one worker's share on an idle machine, which {layout.workers} workers would share"
         )
-
-
-def stand_in_batch(
-    config: ExperimentConfig, pairs: int, vocabulary: int, target_scale: int, image_mask_ratio: float
-) -> Batch:
-    """A batch of the run's shapes with random content: noise, and reports of full length."""
-    generator = torch.Generator().manual_seed(0)
-    length, patches = config.report.max_tokens, config.image.patches
-    side = config.image.size * target_scale
-    ids = torch.randint(5, vocabulary, (pairs, length), generator=generator)
-    words = torch.arange(length).expand(pairs, length) - 1
-    words = torch.where(torch.arange(length) == length - 1, -1, words).clone()
-    hidden = (torch.rand(pairs, length, generator=generator) < config.report.mask_ratio) & (words >= 0)
-    rows = hidden.flatten().nonzero().squeeze(1)
-    masked_rows, masked_targets = padded_rows(rows, ids.flatten()[rows], pairs, length)
-    return Batch(
-        pixels=torch.randint(0, 256, (pairs, 1, side, side), dtype=torch.uint8, generator=generator),
-        patch_order=torch.rand(pairs, patches, generator=generator).argsort(dim=1),
-        visible=visible_patches(patches, image_mask_ratio),
-        token_ids=ids,
-        attention=torch.ones(pairs, length, dtype=torch.bool),
-        word_index=words,
-        masked_token_ids=torch.where(hidden, 4, ids),
-        masked_rows=masked_rows,
-        masked_targets=masked_targets,
-        masked_count=len(rows),
-        report_hash=torch.arange(pairs),
-        study_hash=torch.arange(pairs),
-        position=torch.arange(pairs),
-        epoch=torch.zeros(pairs, dtype=torch.int64),
-    )
 
 
 def _model(config: ExperimentConfig) -> tuple[PretrainingModel, int, int, str]:
