@@ -11,8 +11,6 @@ key, same dataset to the byte.
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from pydantic import Field
 
 from mpma.data.dataset_writing import software_versions
 from mpma.data.hashing import key_name, keyed_hash
+from mpma.data.item_packing import pack_items, unpack_items
 from mpma.data.pairs import SCHEMA_VERSION, SPLITS
 from mpma.data.quality import CrossRowChecks, QualityConfig, is_missing
 from mpma.data.shards import ROW_GROUP_ROWS
@@ -70,9 +69,10 @@ class PartPlan:
     split: str
     candidates: int
     packed: bytes
+    """The candidates, as `mpma.data.item_packing` packs them."""
 
     def items(self) -> list[Item]:
-        return _unpack(self.packed)
+        return unpack_items(self.packed)
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def plan_ingest(
                     given[item.patient_id] = item.split
             waiting.append(item)
             if len(waiting) == CHUNK_ITEMS:
-                chunks.append(_pack(waiting))
+                chunks.append(pack_items(waiting))
                 waiting = []
         if listed is not None and count % CHUNK_ITEMS == 0:
             listed(count)
-    chunks.append(_pack(waiting))
+    chunks.append(pack_items(waiting))
     if listed is not None:
         listed(count)
     split_of = assign_patients(rows_of_patient, given, options.fractions, options.split_seed)
@@ -143,7 +143,7 @@ def _judged(chunks: list[bytes], checks: CrossRowChecks, rejections: list[Reject
     chunks.reverse()
     while chunks:
         # Dropped one by one, so that listing and plan are never both whole in memory.
-        for item in _unpack(chunks.pop()):
+        for item in unpack_items(chunks.pop()):
             refused = checks.judge(item) if _can_be_judged(item) else None
             if refused is None:
                 yield item
@@ -166,7 +166,7 @@ def _cut(
         items, waiting[split] = waiting[split], []
         name = f"{split}/{numbers[split]:05d}-{suffix}"
         numbers[split] += 1
-        return PartPlan(name, split, len(items), _pack(items))
+        return PartPlan(name, split, len(items), pack_items(items))
 
     for item in items:
         # A row without a patient is refused by its own check, wherever it is looked at.
@@ -204,12 +204,3 @@ def _hashed(item: Item, key: bytes) -> Item:
     # Without a study of its own an image is one; the pair's id keeps it apart from all others.
     study = f"pair {item.pair_id}" if is_missing(item.study_id) else item.study_id
     return replace(item, patient_id=patient, study_id=keyed_hash(key, "study", study))
-
-
-def _pack(items: list[Item]) -> bytes:
-    return zlib.compress(pickle.dumps(items, protocol=5), 1)
-
-
-def _unpack(packed: bytes) -> list[Item]:
-    # Only ever what `_pack` made in this run; nothing that a user or a file brings.
-    return pickle.loads(zlib.decompress(packed))  # noqa: S301

@@ -30,7 +30,7 @@ class Item:
     path: str = ""
     """Image file relative to the source's root, or a description of the row that embeds it."""
     locator: Mapping[str, Any] = field(default_factory=dict)
-    """What `load_image` needs to find the bytes (plain picklable values)."""
+    """What `load_image` needs to find the bytes: numbers, text, and lists and mappings by text of them."""
     findings: str | None = None
     """Given findings section; None: parse it from the report."""
     impression: str | None = None
@@ -45,7 +45,8 @@ class Item:
     source: str = ""
     """Where the pair comes from, where the archive itself says so per row; empty: the source's name."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Optional and extra columns (`mask`, `questions`, the table's own), kept as they are."""
+    """Optional and extra columns (`mask`, `questions`, the table's own), kept as they are: values
+    as a table's cells hold them (text, numbers, dates, decimals, bytes, lists and mappings of them)."""
 
 
 @dataclass(frozen=True)
