@@ -32,8 +32,10 @@ from orchestration.search.engine import TRIAL_DRIVER, Place, prepare_environment
 from orchestration.search.jobs import JobSource
 from orchestration.search.journal import JOURNAL_FILE, Journal, read_events
 from orchestration.search.place import TrialLayout, plan_trials
+from orchestration.search.records import SearchState
 from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
+from orchestration.search.warm_start import warm_start
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
@@ -133,11 +135,9 @@ def refuse_another_search(folder: Storage, loaded: LoadedSpace) -> None:
     begun = events[0]
     if begun.get("event") != "begin":
         raise UserError(f"{folder.location}/{JOURNAL_FILE}, line 1: a search begins with `begin`")
-    before, now = begun["space"], loaded.space.model_dump(mode="json")
+    before, now = begun["space"], loaded.space.resolved()
     parts = [
-        part
-        for part in {**before, **now}
-        if part not in _MAY_CHANGE and before.get(part) != now.get(part)
+        part for part in {**before, **now} if part not in _MAY_CHANGE and before.get(part) != now.get(part)
     ]
     if parts:
         raise UserError(
@@ -228,14 +228,13 @@ class Searching:
             rungs = loaded.space.fidelity.rungs(loaded.full_steps)
             first = loaded.full_steps if loaded.space.scheduler.name == "none" else rungs[0]
             self.folder.make_directory()
-            self.folder.write(
-                SPACE_FILE, yaml.safe_dump(self.space.model_dump(mode="json"), sort_keys=False).encode()
-            )
+            self.folder.write(SPACE_FILE, yaml.safe_dump(self.space.resolved(), sort_keys=False).encode())
             self.journal.append(
                 "begin",
                 version=1,
-                space=self.space.model_dump(mode="json"),
+                space=self.space.resolved(),
                 space_hash=loaded.hash,
+                warm=self._warm_start(),
                 config=self.base.model_dump(mode="json"),
                 full_steps=loaded.full_steps,
                 first_target=first,
@@ -257,6 +256,21 @@ class Searching:
             self.journal.append("session")
             if state.search_ended and _larger_budget(self.loaded, self.journal):
                 self.journal.append("extend")
+
+    def _warm_start(self) -> dict[str, Any]:
+        earlier = []
+        for place in self.space.first.searches:
+            folder = open_storage(_absolute(place))
+            _, events = read_events(folder)
+            if not events:
+                raise UserError(f"first.searches: {place}: no search there (no {JOURNAL_FILE})")
+            state = SearchState()
+            for event in events:
+                state.apply(event)
+            earlier.append(state)
+        return warm_start(
+            self.space, self.base, self.loaded.full_steps, self.dataset.fingerprint, earlier
+        )
 
     def _dataset(self) -> Dataset:
         if self.base.data.path is not None:

@@ -82,6 +82,8 @@ class SearchState:
     """Of the confirmation: `name`, `trial` (number or None), `params`."""
     confirmations: dict[tuple[str, int], ConfirmationRun] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
+    looks: int = 0
+    """Comparisons made on the test patients so far."""
     ended: bool = False
     wall_seconds: float = 0.0
     """Time that programs worked on this search, over all sessions."""
@@ -175,6 +177,7 @@ class SearchState:
 
     def _on_compare(self, event: Event) -> None:
         self.comparison = dict(event["result"])
+        self.looks += bool(self.comparison.get("patients"))
 
     def _on_end(self, event: Event) -> None:
         self.ended = True

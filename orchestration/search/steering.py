@@ -18,7 +18,7 @@ from mpma.training.run_directory import CHECKPOINTS
 from orchestration.search.decide import Begin, End, Promote, Train, Wait, next_action
 from orchestration.search.jobs import Finished, Job, Outcome
 from orchestration.search.journal import Journal
-from orchestration.search.promote import hopeless, stops
+from orchestration.search.promote import hopeless, over_disk_budget, stops
 from orchestration.search.space import SearchSpace, apply_params
 from orchestration.search.suggest import Exhausted, suggest
 
@@ -138,7 +138,19 @@ class TrialPhase:
                 self._prune(number, reason)
         for other, reason in hopeless(self._space, state):
             self._prune(other, reason)
+        if self._space.disk_budget_bytes is not None:
+            for other, reason in over_disk_budget(self._space, state, self._checkpoint_bytes()):
+                self._prune(other, reason)
         self._on_change()
+
+    def _checkpoint_bytes(self) -> dict[int, int]:
+        """Size on disk of every waiting trial's checkpoints."""
+        found = {}
+        for trial in self._journal.state.trials:
+            if trial.state == "waiting":
+                folder = self._folder.child(TRIALS).child(trial_name(trial.number)).child(CHECKPOINTS)
+                found[trial.number] = sum(folder.sizes().values())
+        return found
 
     def failed(self, job: Job, outcome: Outcome) -> None:
         """Record a failure; end the search where every trial fails."""
