@@ -14,18 +14,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from mpma.data.storage import Storage
-from mpma.training.metrics_log import read_lines
+from mpma.training.metrics_log import MetricsReader
+from orchestration.progress import progress_bar
 
 PLAIN_SECONDS = 20.0
 
@@ -41,20 +35,11 @@ class Display:
         self.making_pairs_seconds = 0.0
         """Time that went into making synthetic pairs, once for all runs."""
         self._last_plain = 0.0
-        self._figures: dict[str, Any] = {}
         self._progress: Progress | None = None
         self._task: Any = None
         if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("[bold]training"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=self.console,
-            )
+            figures = TextColumn("{task.fields[figures]}")
+            self._progress = progress_bar(self.console, "[bold]training", figures)
             self._task = self._progress.add_task("training", total=steps, figures="")
 
     def __enter__(self) -> Display:
@@ -85,7 +70,6 @@ class Display:
         if any(name.startswith("val/") for name in values):
             self._show_validation(values)
             return
-        self._figures = dict(values)
         text = _figures_text(values)
         if self._progress is not None:
             self._progress.update(self._task, completed=values["step"], figures=text)
@@ -121,12 +105,12 @@ class Display:
 class MetricsTail:
     """Follows metrics.jsonl of a run whose workers are other processes, and feeds the display."""
 
-    def __init__(self, run: Storage, display: Display, gauges: Any | None = None) -> None:
-        self._run, self._display, self._gauges = run, display, gauges
-        self._seen = 0
+    def __init__(self, run: Storage, display: Display) -> None:
+        self._display = display
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="metrics-tail")
-        self._before = {_identity(line) for line in read_lines(run)}
+        self._reader = MetricsReader(run)
+        self._before = {_identity(line) for line in self._reader.new_lines()}
 
     def __enter__(self) -> MetricsTail:
         self._thread.start()
@@ -142,7 +126,7 @@ class MetricsTail:
             self._show_new()
 
     def _show_new(self) -> None:
-        for line in read_lines(self._run):
+        for line in self._reader.new_lines():
             key = _identity(line)
             if key in self._before:
                 continue

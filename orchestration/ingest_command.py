@@ -15,14 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from mpma.data.dataset_info import QUARANTINE_FILE
@@ -34,6 +26,7 @@ from mpma.data.sources import build_source, source_kind
 from mpma.data.splits import parse_fractions
 from mpma.errors import UserError
 from orchestration.ingesting import IngestResult, carry_out, prepare
+from orchestration.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -152,16 +145,7 @@ class ProgressWatcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        self._progress = progress_bar(console)
         self._task = self._progress.add_task("listing", total=None)
 
     def __enter__(self) -> ProgressWatcher:

@@ -112,6 +112,14 @@ class Storage:
         with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
             return stream.read()
 
+    def read_from(self, name: str, start: int) -> bytes | None:
+        """Content of a file from byte `start` on; None where it is shorter; OSError where it is missing."""
+        with self.filesystem.open_input_file(self.path(name)) as file:
+            if file.size() < start:
+                return None
+            file.seek(start)
+            return file.read()
+
     def hash_file(self, name: str) -> str:
         """Hex SHA-256 of a file, read in blocks of 4 MiB."""
         digest = hashlib.sha256()

@@ -111,6 +111,34 @@ def read_lines(run: Storage) -> Iterator[dict[str, Any]]:
         text = run.read(METRICS_FILE).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return
+    yield from _decoded(text)
+
+
+class MetricsReader:
+    """Follows metrics.jsonl while another process writes it; each call reads only what is new."""
+
+    def __init__(self, run: Storage) -> None:
+        self._run = run
+        self._end = 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The objects of the lines that were ended since the last call, none where the file is absent.
+
+        Where the file was cut meanwhile (a run that goes on from a checkpoint) all of it comes again.
+        """
+        try:
+            data = self._run.read_from(METRICS_FILE, self._end)
+            if data is None:
+                self._end = 0
+                data = self._run.read(METRICS_FILE)
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._end += len(whole)
+        return list(_decoded(whole.decode("utf-8", errors="replace")))
+
+
+def _decoded(text: str) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
         if not line:
             continue

@@ -8,7 +8,7 @@ import pytest
 from mpma.config import ExperimentConfig, load_config
 from mpma.data.storage import open_storage
 from mpma.errors import UserError
-from mpma.training.metrics_log import METRICS_FILE, MetricsLog, read_lines
+from mpma.training.metrics_log import METRICS_FILE, MetricsLog, MetricsReader, read_lines
 from mpma.training.run_directory import RunDirectory, config_hash
 
 
@@ -96,6 +96,26 @@ def test_lines_past_the_checkpoint_are_dropped_when_a_run_continues(tmp_path: Pa
         stream.write('{"step": 5, "loss/to')
     MetricsLog(folder, 2, tensorboard=False).close()
     assert [line["step"] for line in read_lines(folder)] == [1, 2]
+
+
+def test_a_reader_gives_each_line_once_and_waits_for_its_end(tmp_path: Path) -> None:
+    folder = open_storage(tmp_path)
+    reader = MetricsReader(folder)
+    assert reader.new_lines() == []
+    log = MetricsLog(folder, 0, tensorboard=False)
+    log.write({"step": 1})
+    log.write({"step": 2})
+    assert [line["step"] for line in reader.new_lines()] == [1, 2]
+    assert reader.new_lines() == []
+    with (tmp_path / METRICS_FILE).open("a") as stream:
+        stream.write('{"step": 3, "loss/to')
+        stream.flush()
+        assert reader.new_lines() == []
+        stream.write('tal": 4.5}\n')
+    assert reader.new_lines() == [{"step": 3, "loss/total": 4.5}]
+    log.close()
+    MetricsLog(folder, 1, tensorboard=False).close()
+    assert [line["step"] for line in reader.new_lines()] == [1]
 
 
 def test_a_value_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
