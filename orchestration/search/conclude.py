@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mpma.errors import JobError, UserError
+from orchestration.search import comparison, steering
 from orchestration.search import confirm as confirmation
-from orchestration.search import steering
+from orchestration.search.best_recipe import recipe_of_search
 
 if TYPE_CHECKING:
     from orchestration.tuning import Searching
@@ -25,7 +26,7 @@ def confirm(search: Searching) -> None:
     if state.comparison is not None:
         return
     if not state.confirmations:
-        plan = confirmation.plan_confirmation(search.space, state)
+        plan = plan_confirmation(search.space, state)
         if not plan["candidates"]:
             return
         search.journal.append("confirm", **plan)
@@ -43,11 +44,12 @@ def conclude(search: Searching) -> None:
     """Compare once, write best.yaml and report.html, and say what came out."""
     state, display = search.journal.state, search.display
     if state.comparison is None:
-        result = confirmation.compare(search.space, state, _outcomes(search))
+        result = comparison.compare(search.space, state, _outcomes(search))
         result["looks"] = state.looks + (1 if result["patients"] else 0)
         search.journal.append("compare", result=result)
     assert state.comparison is not None
-    search.folder.write(BEST_FILE, confirmation.best_recipe(search.space, search.base, state).encode())
+    best = recipe_of_search(search.space, search.base, state, search.request.name)
+    search.folder.write(BEST_FILE, best.encode())
     report = search.write_report()
     if not state.ended:
         search.journal.append("end")
@@ -68,7 +70,7 @@ def _outcomes(search: Searching) -> dict[tuple[str, int], Any]:
 
     from mpma.metrics.patient_outcomes import PatientOutcomes
 
-    needed = confirmation.needed_outcomes(search.space, search.journal.state)
+    needed = needed_outcomes(search.space, search.journal.state)
     if not needed:
         return {}
     search.display.note(f"comparing on the test patients: {len(needed)} models")
