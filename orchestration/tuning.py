@@ -89,14 +89,15 @@ def tune(request: Request) -> None:
             print("a larger budget in the space file continues it, another --name starts anew")
             return
         try:
-            with _connected(request) as connection:
+            with connected(request) as connection:
                 Searching(request, loaded, journal, connection).run()
         finally:
             journal.close()
 
 
 @contextlib.contextmanager
-def _connected(request: Request) -> Iterator[cluster.Connection]:
+def connected(request: Request) -> Iterator[cluster.Connection]:
+    """The Ray that a search works on."""
     with cluster.connected(
         request.address,
         request.cpus,

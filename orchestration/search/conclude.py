@@ -26,7 +26,7 @@ def confirm(search: Searching) -> None:
     if state.comparison is not None:
         return
     if not state.confirmations:
-        plan = plan_confirmation(search.space, state)
+        plan = confirmation.plan_confirmation(search.space, state)
         if not plan["candidates"]:
             return
         search.journal.append("confirm", **plan)
@@ -70,7 +70,7 @@ def _outcomes(search: Searching) -> dict[tuple[str, int], Any]:
 
     from mpma.metrics.patient_outcomes import PatientOutcomes
 
-    needed = needed_outcomes(search.space, search.journal.state)
+    needed = confirmation.needed_outcomes(search.space, search.journal.state)
     if not needed:
         return {}
     search.display.note(f"comparing on the test patients: {len(needed)} models")

@@ -79,7 +79,8 @@ class SearchDisplay:
         if trial.state == "open":
             return f"{head} is promoted to step {trial.target}"
         if trial.state in ("pruned", "failed"):
-            return f"{head} {trial.state}: {trial.reason}"
+            at = f" at step {trial.step} ({self._values(trial.reports[trial.step])})" if trial.reports else ""
+            return f"{head} {trial.state}{at}: {trial.reason}"
         what = "complete" if trial.state == "complete" else "at a rung"
         return f"{head} step {trial.step} ({what}): {self._values(trial.reports[trial.step])}"
 
