@@ -332,6 +332,7 @@ def _execute(tasks: list[list[Piece]], source: Source) -> Generator[pa.Table, No
     import ray.data
 
     from orchestration.reading import read_or_say_why, requests
+    from orchestration.scheduling_pause import SchedulingPause
 
     if not ray.is_initialized():
         raise RuntimeError("a stream reads through Ray Data: connect to Ray first")
@@ -342,6 +343,7 @@ def _execute(tasks: list[list[Piece]], source: Source) -> Generator[pa.Table, No
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
         object_store_memory=_READ_AHEAD_TASKS * TASK_BYTES
     )
+    context.custom_execution_callback_classes = [SchedulingPause]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with ray.data.DataContext.current(context):
