@@ -28,7 +28,7 @@ from mpma.model.config import (
     MemoryConfig,
     ReportConfig,
 )
-from mpma.strict import StrictConfig
+from mpma.strict import StrictConfig, dotted_keys, split_assignment
 from mpma.training.config import PicturesConfig, TrainingConfig, ValidationConfig
 
 
@@ -191,16 +191,9 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def all_keys(model: type[StrictConfig] = ExperimentConfig, prefix: str = "") -> list[str]:
+def all_keys() -> list[str]:
     """Every dotted key of the tree, leaves only."""
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, StrictConfig):
-            keys += all_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
-    return keys
+    return dotted_keys(ExperimentConfig)
 
 
 def nearest_key(unknown: str) -> str | None:
@@ -237,10 +230,7 @@ def _file_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Key and value of one `--set a.b=c`. Raises `UserError`."""
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise UserError(f"--set {text}: key=value is expected", "for example --set training.steps=500")
+    key, value = split_assignment(text, "training.steps=500")
     try:
         return key, parse_value(value)
     except yaml.YAMLError:

@@ -92,7 +92,7 @@ class ValidationConfig(StrictConfig):
     probe_train_pairs: int = Field(default=5000, ge=10, le=100_000)
     """Most training pairs that the linear probe is fitted on."""
     visual_gain_pairs: int = Field(default=256, ge=2, le=10_000)
-    """Most pairs on which visual gain is measured. """
+    """Most pairs on which visual gain is measured."""
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Pairs embedded at a time."""
     cache_bytes: int = Field(default=1024**3, ge=0)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from mpma.data.config import PhantomConfig
 from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomOptions
 from mpma.errors import UserError
-from mpma.strict import StrictConfig
+from mpma.strict import StrictConfig, dotted_keys, split_assignment
 
 if TYPE_CHECKING:
     from mpma.data.sources.contract import Source
@@ -76,13 +76,9 @@ def source_kind(name: str) -> SourceKind:
 def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
     """The options of a layout from `key=value` lines; text stays text, `[a, b]` is a list, `null` is None."""
     tree: dict[str, Any] = {}
+    known = dotted_keys(kind.options)
     for text in assignments:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UserError(
-                f"--set {text}: key=value is expected", f"for example --set {_keys(kind.options)[0]}=..."
-            )
+        key, value = split_assignment(text, f"{known[0]}=...")
         *parents, leaf = key.split(".")
         branch = tree
         for parent in parents:
@@ -96,7 +92,6 @@ def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _keys(kind.options)
             near = difflib.get_close_matches(key, known, n=1) or [
                 name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
             ]
@@ -117,17 +112,6 @@ def _value(key: str, text: str) -> Any:
         except yaml.YAMLError:
             raise UserError(f"--set {key}: the value is not a valid list", "for example [a, b]") from None
     return text
-
-
-def _keys(model: type[StrictConfig], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, StrictConfig):
-            keys += _keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(f"{prefix}{name}")
-    return keys
 
 
 def _openi(root: Path | None, options: OpeniOptions) -> Source:
