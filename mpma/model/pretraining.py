@@ -309,12 +309,6 @@ class PretrainingModel(nn.Module):
             if parameter.ndim <= 1 or name.endswith(special) or name.endswith(memory)
         }
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters of the two encoders, which every loss shares."""
-        encoder = list(self.image_encoder.parameters())
-        text = list(self.report_encoder.bert.parameters())
-        return [parameter for parameter in encoder + text if parameter.requires_grad]
-
     # --- inside -------------------------------------------------------------------------------
 
     def _trunk(self, batch: Batch, *, reconstruction: bool, alignment: bool) -> _Trunk:
@@ -461,27 +455,6 @@ class PretrainingModel(nn.Module):
 def masked_token_total(batch: Batch) -> Tensor:
     """int64 scalar: hidden report tokens of the global batch (a collective call with several workers)."""
     return sum_over_workers((batch.masked_targets != IGNORED_TARGET).sum())
-
-
-def trunk_gradient_norms(model: PretrainingModel, losses: Losses) -> dict[str, Tensor]:
-    """Norm of each weighted term's gradient on the encoders, by name; fp32 scalars.
-
-    Call before `losses.total.backward()`, on every worker. Costs one backward pass per term.
-    """
-    parameters = model.trunk_parameters()
-    _, world = rank_and_world()
-    norms = {}
-    for name, term in losses.terms().items():
-        gradients = torch.autograd.grad(
-            model.weights[name] * term,
-            parameters,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
-        norms[name] = (sum_over_workers(flat) / world).norm()
-    return norms
 
 
 def _zero_through(module: nn.Module) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch
 from mpma.data.counter_hash import counter_hash
-from mpma.model.pretraining import PretrainingModel, trunk_gradient_norms
+from mpma.model.gradient_norms import trunk_gradient_norms
+from mpma.model.pretraining import PretrainingModel
 from mpma.training.feature_cache import accumulate_backward
 from mpma.training.parallel import whole
 

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mpma.data.batches import Batch
 from mpma.model.alignment import AlignmentFeatures, global_alignment_loss, words_to_patches_loss
+from mpma.model.gradient_norms import trunk_gradient_norms
 from mpma.model.outputs import Losses
-from mpma.model.pretraining import trunk_gradient_norms
 from mpma.training.feature_cache import accumulate_backward
 
 PAIRS = 8

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mpma.data.batches import padded_rows
 from mpma.errors import UserError
+from mpma.model.gradient_norms import trunk_gradient_norms
 from mpma.model.outputs import TERMS
-from mpma.model.pretraining import PretrainingModel, trunk_gradient_norms
+from mpma.model.pretraining import PretrainingModel
 from mpma.training.feature_cache import accumulate_backward, unwrapped
 
 VARIANTS = [
