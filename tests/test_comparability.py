@@ -42,7 +42,9 @@ def test_every_key_of_the_tree_is_either_searchable_or_refused_with_a_reason() -
 def test_every_searchable_key_has_a_verdict_for_every_metric() -> None:
     for metric, key in itertools.product(METRICS, MOVES):
         found = objection(metric, key)
-        assert found is None or (found.reason and found.instead and key in str(found) and metric in str(found))
+        assert found is None or (
+            found.reason and found.instead and key in str(found) and metric in str(found)
+        )
 
 
 def test_a_key_that_is_not_decided_has_no_verdict() -> None:

@@ -96,7 +96,7 @@ class Fidelity(StrictConfig):
     steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Steps of a full-length trial. None: the recipe's training.steps."""
     first_rung: int | None = Field(default=None, ge=1)
-    """Steps of the first rung. None: the full length over reduction squared, which makes two rungs below it."""
+    """Steps of the first rung. None: the full length over reduction squared, so two rungs below it."""
     reduction: int = Field(default=3, ge=2, le=100)
     """Each rung is this many times longer than the one before; one trial in so many is promoted."""
 

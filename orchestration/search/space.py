@@ -28,6 +28,7 @@ from mpma.config import (
     read_yaml,
     validate_tree,
 )
+from mpma.errors import UserError
 from mpma.strict import StrictConfig
 from orchestration.search.parameters import Parameter
 from orchestration.search.sections import (
@@ -243,6 +244,8 @@ def load_space(
     from orchestration.search.space_fields import refuse, spoken
 
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such space file", "name one, for example search_spaces/masking.yaml")
     tree = read_yaml(path)
     own: list[str] = []
     overridden = set()

@@ -29,6 +29,14 @@ def refuse(file: str, key: str, problem: str, hint: str | None = None) -> UserEr
     return UserError(f"{file}: {key}: {problem}" if key else f"{file}: {problem}", hint)
 
 
+_PLAINLY = {
+    "model_type": "a mapping of keys is expected",
+    "dict_type": "a mapping of keys is expected",
+    "list_type": "a list is expected",
+}
+"""Pydantic's types of error that a reader of YAML would not understand."""
+
+
 def spoken(file: str, error: ValidationError, overridden: Container[str] = ()) -> UserError:
     """The first problem of a space file, with the nearest known key for an unknown one; `overridden` are
     the names at its top that came from --set."""
@@ -43,7 +51,7 @@ def spoken(file: str, error: ValidationError, overridden: Container[str] = ()) -
         return refuse(file, _dotted(place), "unknown key", hint)
     if first["type"] == "missing":
         return refuse(file, _dotted(place), "missing")
-    message = first["msg"].removeprefix("Value error, ")
+    message = _PLAINLY.get(first["type"], first["msg"].removeprefix("Value error, "))
     given = first.get("input")
     if first["type"] == "value_error":
         return refuse(file, _dotted(place), message)
@@ -84,7 +92,13 @@ def field_of(key: str) -> FieldInfo:
 
 
 def check_known(file: str, place: str, key: str) -> None:
-    if key not in all_keys():
+    keys = all_keys()
+    if key not in keys:
+        inside = [other for other in keys if other.startswith(f"{key}.")]
+        if inside:
+            raise refuse(
+                file, f"{place}.{key}", "a section, not a key of its own", f"name {inside[0]} or another"
+            )
         near = nearest_key(key)
         raise refuse(
             file, f"{place}.{key}", "unknown key", f"the nearest known key is {near}" if near else None

@@ -37,7 +37,9 @@ def parameter(**form: Any) -> Parameter:
 
 def load(tmp_path: Path, parameters: dict[str, Any], *overrides: str, **rest: Any) -> LoadedSpace:
     path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump({"recipe": str(RECIPE), "parameters": parameters, **rest}))
+    path.write_text(
+        yaml.safe_dump({"recipe": str(RECIPE), "parameters": parameters, **rest}, sort_keys=False)
+    )
     return load_space(path, overrides=["memory.slots=128", "memory.top_k=16", *overrides])
 
 
