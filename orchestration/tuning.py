@@ -214,7 +214,7 @@ class Searching:
             if not self.stop.is_set():
                 conclude.confirm(self)
         if self.mirror is not None:
-            self.mirror.close(state, finished=bool(state.search_ended))
+            self.mirror.close(state)
         if self.stop.is_set():
             self.write_report()
             display.note(f"stopped and saved; the same command with --name {self.request.name} continues")
