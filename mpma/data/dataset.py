@@ -93,11 +93,6 @@ class Dataset:
         """The label vocabulary, sorted."""
         return self.info.labels
 
-    @property
-    def tokenizer_path(self) -> str:
-        """The tokeniser's file on `filesystem`."""
-        return self.storage.path(TOKENIZER_FILE)
-
     def tokenizer(self) -> ReportTokenizer:
         """The tokeniser trained on this dataset's training split."""
         name = self.storage.described(TOKENIZER_FILE)

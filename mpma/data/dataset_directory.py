@@ -60,7 +60,7 @@ def unfinished_dataset(
             storage.write(UNFINISHED, json.dumps({"plan": None}).encode())
             _clear(storage)
             storage.write(UNFINISHED, json.dumps({"plan": plan}).encode())
-        storage.delete(MARKER)
+        storage.remove(MARKER)
         for split in SPLITS:
             storage.make_directory(split)
         yield
@@ -88,7 +88,7 @@ def end_unfinished(storage: Storage) -> None:
     for name in storage.sizes():
         record = "/" in name and name.endswith(RECORD_SUFFIX)
         if _is_own(name) and (record or name in (UNFINISHED, LOCK) or name.endswith(TEMPORARY_SUFFIX)):
-            storage.delete(name)
+            storage.remove(name)
 
 
 def _begun_plan(storage: Storage) -> str | None:
@@ -102,7 +102,7 @@ def _clear(storage: Storage) -> None:
     # The marker first: from here on nothing is readable, rather than something that is half gone.
     for name in sorted(storage.sizes(), key=lambda name: name != MARKER):
         if _is_own(name) and name not in (UNFINISHED, LOCK):
-            storage.delete(name)
+            storage.remove(name)
 
 
 def _is_own(name: str) -> bool:

@@ -121,7 +121,7 @@ def write_part(
     if part.statistics.pairs:
         part.shard = writer.info
     else:
-        storage.delete(shard_name)
+        storage.remove(shard_name)
     storage.write(name + RECORD_SUFFIX, part.to_json())
     return part
 

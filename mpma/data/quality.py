@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from mpma.data.pairs import SPLITS, VIEWS, model_text
 from mpma.data.sections import collapse_marks, parse_sections
-from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
+from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.strict import StrictConfig
 
 REASONS: Final[Mapping[str, str]] = MappingProxyType(
@@ -95,11 +95,6 @@ def normalised_report(text: str) -> str:
     return _NOT_WORD.sub(" ", folded).strip()
 
 
-def damaged_characters(text: str) -> int:
-    """How many U+FFFD a text holds: characters lost in an earlier conversion. A note, not a refusal."""
-    return text.count("\N{REPLACEMENT CHARACTER}")
-
-
 def resolve_sections(item: Item) -> tuple[str, str]:
     """Findings and impression of an item: as its source gives them, else parsed from the report."""
     if item.findings is not None and item.impression is not None:
@@ -161,11 +156,6 @@ class CrossRowChecks:
         self._torn: set[str] = set()
         self._seen: set[str] = set()
 
-    @property
-    def patients_in_two_splits(self) -> int:
-        """How many patients were given to more than one split."""
-        return len(self._torn)
-
     def observe(self, item: Item) -> None:
         """First pass: note the item's given split."""
         if item.split is not None and self._split_of.setdefault(item.patient_id, item.split) != item.split:
@@ -179,23 +169,6 @@ class CrossRowChecks:
             return Rejection(item.path, item.pair_id, "duplicate_id")
         self._seen.add(item.pair_id)
         return None
-
-    def split_of(self, item: Item) -> str | None:
-        """The item's given split, or its patient's where only other rows of the patient have one."""
-        return item.split or self._split_of.get(item.patient_id)
-
-
-def checked_items(source: Source, config: QualityConfig | None = None) -> Iterator[Item | Rejection]:
-    """What a source lists, after all checks but those of pixels; it is listed twice, the order is kept."""
-    checks = CrossRowChecks()
-    for item in source.items():
-        if isinstance(item, Item):
-            checks.observe(item)
-    for item in source.items():
-        if isinstance(item, Rejection):
-            yield item
-        else:
-            yield check_item(item, config) or checks.judge(item) or item
 
 
 def _identity_problem(item: Item) -> tuple[str, str] | None:

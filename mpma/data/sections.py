@@ -130,11 +130,6 @@ def parse_sections(text: str) -> ParsedReport:
     return ParsedReport(tuple(sections), findings, impression)
 
 
-def deidentification_marks(text: str) -> int:
-    """How many marks (`XXXX`, `___`, `[** **]`) a text holds, each of a run counted."""
-    return len(_MARKS.findall(text))
-
-
 def collapse_marks(text: str) -> str:
     """The text with every run of de-identification marks written as one `XXXX`.
 

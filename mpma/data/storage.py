@@ -137,10 +137,6 @@ class Storage:
         else:
             self.filesystem.create_dir(path, recursive=True)
 
-    def delete(self, name: str) -> None:
-        if self.exists(name):
-            self.filesystem.delete_file(self.path(name))
-
     def remove(self, name: str) -> None:
         """Remove a file, or a directory with all that is in it; absent is fine."""
         kind = self.filesystem.get_file_info(self.path(name)).type
@@ -194,7 +190,7 @@ class Storage:
         except BaseException:
             # Closing is the only way to end an upload, and it publishes what was sent so far.
             stream.close()
-            self.delete(name)
+            self.remove(name)
             raise
         stream.close()
 

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mpma.data.quality import CrossRowChecks, check_item
+from mpma.data.sources.contract import Item, Rejection, Source
+
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation>
   <uId id="{study}"/>
@@ -123,3 +126,16 @@ def write_parquet(root: Path, row_group_size: int = 4) -> Path:
             parquet_rows(10, 10 * place), root / f"set-{split}.parquet", row_group_size=row_group_size
         )
     return root
+
+
+def checked_items(source: Source) -> list[Item | Rejection]:
+    """What a source lists, after the checks of single rows and of all rows together, in its order."""
+    checks = CrossRowChecks()
+    listed = list(source.items())
+    for item in listed:
+        if isinstance(item, Item):
+            checks.observe(item)
+    return [
+        item if isinstance(item, Rejection) else check_item(item) or checks.judge(item) or item
+        for item in listed
+    ]

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from source_samples import parquet_rows, png, write_csv, write_parquet
+from source_samples import checked_items, parquet_rows, png, write_csv, write_parquet
 
-from mpma.data.quality import checked_items, image_problem
+from mpma.data.quality import image_problem
 from mpma.data.sources import build_source
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.data.sources.manifest import ManifestSource

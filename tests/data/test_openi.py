@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from source_samples import openi_xml, png, write_openi
+from source_samples import checked_items, openi_xml, png, write_openi
 
 from mpma.data.images import read_grey
-from mpma.data.quality import checked_items
 from mpma.data.sources.config import OpeniOptions
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.data.sources.openi import OpeniSource

@@ -11,15 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from source_samples import checked_items
 
 from mpma.data.quality import (
     REASONS,
-    CrossRowChecks,
     QualityConfig,
     check_item,
     check_pixels,
-    checked_items,
-    damaged_characters,
     image_problem,
     is_missing,
     normalised_report,
@@ -130,15 +128,6 @@ def test_a_patient_in_two_given_splits_loses_every_row() -> None:
     ]
 
 
-def test_rows_without_a_split_follow_their_patient() -> None:
-    checks = CrossRowChecks()
-    given_split, without, other = item(split="val"), item(pair_id="2"), item(patient_id="Q")
-    for row in (given_split, without, other):
-        checks.observe(row)
-    assert [checks.split_of(row) for row in (given_split, without, other)] == ["val", "val", None]
-    assert checks.patients_in_two_splits == 0
-
-
 def test_sections_given_by_the_source_win_over_parsed_ones() -> None:
     assert resolve_sections(item()) == ("The lungs are clear.", "Normal.")
     assert resolve_sections(item(findings="Given.")) == ("Given.", "Normal.")
@@ -177,12 +166,12 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
     assert "  " not in once
 
 
-def test_damaged_characters_are_counted_and_kept(data_root: Path) -> None:
+def test_reports_with_characters_lost_in_an_earlier_conversion_are_kept(data_root: Path) -> None:
     texts: list[str] = []
     for split in ("train", "val", "test"):
         table = pq.read_table(data_root / "pairs" / f"cxr-{split}.parquet", columns=["report"])
         texts += table.column("report").to_pylist()
-    damaged = [text for text in texts if damaged_characters(text)]
+    damaged = [text for text in texts if "\N{REPLACEMENT CHARACTER}" in text]
     assert len(damaged) == 26
     assert all(check_item(item(report=text)) is None for text in damaged)
 

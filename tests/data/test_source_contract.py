@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from source_samples import write_csv, write_openi, write_parquet
+from source_samples import checked_items, write_csv, write_openi, write_parquet
 
 from mpma.data.images import read_grey
 from mpma.data.pairs import OPTIONAL_FIELDS, PAIR_SCHEMA, SPLITS, VIEWS
-from mpma.data.quality import REASONS, check_item, check_pixels, checked_items, image_problem
+from mpma.data.quality import REASONS, check_item, check_pixels, image_problem
 from mpma.data.sources import SOURCES, build_source, parse_options, source_kind
 from mpma.data.sources.contract import Item, Rejection, Source
 from mpma.errors import UserError
