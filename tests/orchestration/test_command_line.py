@@ -28,18 +28,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _pretrain(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of the program, run in this process."""
-    from orchestration import pretrain
+class Terminal:
+    """Runs the program in this process, as from a terminal."""
 
-    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        run(pretrain.app)
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path
+    ) -> None:
+        self._monkeypatch, self._capsys, self._place = monkeypatch, capsys, place
+
+    def pretrain(self, *arguments: str) -> tuple[int, str, str]:
+        """(exit code, standard output, standard error)."""
+        from orchestration import pretrain
+
+        self._monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+        self._monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            run(pretrain.app)
+        said = self._capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    def pretrain_small(self, runs: Path, *arguments: str) -> tuple[int, str, str]:
+        """The same with the small recipe on the small dataset."""
+        recipe, data = self._place / "small.yaml", self._place / "data"
+        return self.pretrain(*("--config", str(recipe), "--data", str(data), "--runs", str(runs)), *arguments)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path) -> Terminal:
+    return Terminal(monkeypatch, capsys, place)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -65,10 +81,8 @@ def test_help_imports_neither_torch_nor_ray_nor_the_tree(name: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_an_unknown_option_is_a_line_and_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, error = _pretrain(monkeypatch, capsys, "--nmae", "x")
+def test_an_unknown_option_is_a_line_and_code_2(terminal: Terminal) -> None:
+    code, _, error = terminal.pretrain("--nmae", "x")
     assert code == 2
     assert "--nmae" in error
     assert "Traceback" not in error
@@ -88,13 +102,12 @@ def test_an_unknown_option_is_a_line_and_code_2(
     ],
 )
 def test_a_mistake_is_one_line_with_code_2_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    terminal: Terminal,
     tmp_path: Path,
     arguments: list[str],
     words: list[str],
 ) -> None:
-    code, _, error = _pretrain(monkeypatch, capsys, "--runs", str(tmp_path), *arguments)
+    code, _, error = terminal.pretrain("--runs", str(tmp_path), *arguments)
     assert code == 2
     lines = error.strip().splitlines()
     assert lines[0].startswith("error: ")
@@ -105,96 +118,64 @@ def test_a_mistake_is_one_line_with_code_2_and_no_traceback(
 
 
 def test_a_dataset_of_another_schema_version_is_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    terminal: Terminal, tmp_path: Path
 ) -> None:
     data = phantom_dataset(tmp_path / "data", train=64, val=8)
     marker = data / "dataset.json"
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"schema_version": 99}))
-    code, _, error = _pretrain(monkeypatch, capsys, "--data", str(data), "--runs", str(tmp_path / "runs"))
+    code, _, error = terminal.pretrain("--data", str(data), "--runs", str(tmp_path / "runs"))
     assert code == 2
     assert "schema version" in error
     assert "99" in error
 
 
 def test_a_changed_config_under_a_used_name_is_refused_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path
+    terminal: Terminal, place: Path, tmp_path: Path
 ) -> None:
     data = str(place / "data")
     config = load_config(place / "small.yaml", [f"data.path={data}"]).config
     used = RunDirectory.at(tmp_path, "used")
     used.begin_or_continue(config, Dataset.open(data).fingerprint)
-    common = [
-        "--config",
-        str(place / "small.yaml"),
-        "--data",
-        data,
-        "--runs",
-        str(tmp_path),
-        "--name",
-        "used",
-    ]
-    code, _, error = _pretrain(monkeypatch, capsys, *common, "--set", "image.mask_ratio=0.5", "--check")
+    code, _, error = terminal.pretrain_small(
+        tmp_path, "--name", "used", "--set", "image.mask_ratio=0.5", "--check"
+    )
     assert code == 2
     assert "these keys differ: image.mask_ratio" in error
     assert used.stored_config() == config
 
 
-def test_a_finished_run_says_so_and_does_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_says_so_and_does_nothing(terminal: Terminal, place: Path, tmp_path: Path) -> None:
     data = str(place / "data")
     config = load_config(place / "small.yaml", [f"data.path={data}"]).config
     done = RunDirectory.at(tmp_path, "done")
     done.begin_or_continue(config, Dataset.open(data).fingerprint)
     done.mark_finished(config.training.steps, {})
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*")}
-    code, said, _ = _pretrain(
-        monkeypatch,
-        capsys,
-        *["--config", str(place / "small.yaml"), "--data", data, "--runs", str(tmp_path), "--name", "done"],
-    )
+    code, said, _ = terminal.pretrain_small(tmp_path, "--name", "done")
     assert code == 0
     assert "finished after 12 steps; nothing to do" in said
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "done").rglob("*")} == before
 
 
-def test_check_says_what_would_happen_without_a_cluster(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path
-) -> None:
-    code, said, _ = _pretrain(
-        monkeypatch,
-        capsys,
-        *["--config", str(place / "small.yaml"), "--data", str(place / "data"), "--runs", str(tmp_path)],
-        "--check",
-    )
+def test_check_says_what_would_happen_without_a_cluster(terminal: Terminal, tmp_path: Path) -> None:
+    code, said, _ = terminal.pretrain_small(tmp_path, "--check")
     assert code == 0
     assert "image.target_scale: 1 (the images' median short side is 64 px" in said
     assert "small would be started" in said
     assert not list(tmp_path.iterdir())
 
 
-def test_a_forecast_names_time_memory_and_disk(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path
-) -> None:
-    code, said, _ = _pretrain(
-        monkeypatch,
-        capsys,
-        *["--config", str(place / "small.yaml"), "--data", str(place / "data"), "--runs", str(tmp_path)],
-        "--forecast",
-    )
+def test_a_forecast_names_time_memory_and_disk(terminal: Terminal, tmp_path: Path) -> None:
+    code, said, _ = terminal.pretrain_small(tmp_path, "--forecast")
     assert code == 0
     for word in ("12 steps", "memory of a worker", "one checkpoint", "pairs/s"):
         assert word in said
     assert not list(tmp_path.iterdir())
 
 
-def test_the_printed_config_shows_origins(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path
-) -> None:
-    code, said, _ = _pretrain(
-        monkeypatch,
-        capsys,
-        *["--config", str(place / "small.yaml"), "--set", "training.seed=7", "--print-config"],
+def test_the_printed_config_shows_origins(terminal: Terminal, place: Path) -> None:
+    code, said, _ = terminal.pretrain(
+        "--config", str(place / "small.yaml"), "--set", "training.seed=7", "--print-config"
     )
     assert code == 0
     assert "seed: 7  # --set" in said
