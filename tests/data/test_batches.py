@@ -3,14 +3,13 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from batch_equality import assert_same_batch
 from PIL import Image
-from torch import Tensor
 
 from mpma.data.batches import Batch, Collator, concatenate
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
@@ -70,15 +69,6 @@ def collated(collator: Collator, table: pa.Table | None = None, start: int = 0, 
     settings = {"image_mask_ratio": 0.75, "report_mask_ratio": 0.5, "augment": True} | changes
     position = np.arange(start, start + len(table))
     return collator.collate(table, np.zeros(len(table), np.int64), position, **settings)  # type: ignore[arg-type]
-
-
-def assert_equal(one: Batch, other: Batch) -> None:
-    for field in fields(Batch):
-        first, second = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(first, Tensor):
-            torch.testing.assert_close(first, second, rtol=0, atol=0, msg=field.name)
-        else:
-            assert first == second, field.name
 
 
 def test_every_field_has_the_shape_and_type_that_it_promises(collator: Collator) -> None:
@@ -238,7 +228,7 @@ def test_slices_recombine_exactly(collator: Collator, sizes: tuple[int, ...]) ->
         targets = part.token_ids.flatten()[part.masked_rows[: part.masked_count]]
         assert torch.equal(part.masked_targets[: part.masked_count], targets)
         assert torch.equal(part.position, batch.position[first : first + len(part)])
-    assert_equal(concatenate(parts), batch)
+    assert_same_batch(concatenate(parts), batch)
     assert len({part.masked_rows.shape[0] / len(part) for part in parts}) <= 16
 
 
@@ -271,15 +261,15 @@ def test_crops_made_beforehand_are_taken_as_they_are(collator: Collator) -> None
     expected = collated(collator, table)
     crops = [crop.numpy().tobytes() for crop in expected.pixels]
     ready = table.drop_columns("image").append_column("pixels", pa.array(crops, pa.binary(64 * 64)))
-    assert_equal(collated(collator, ready), expected)
+    assert_same_batch(collated(collator, ready), expected)
 
 
 def test_a_collator_survives_a_process_border_and_closing(collator: Collator) -> None:
     expected = collated(collator)
     again = pickle.loads(pickle.dumps(collator))
-    assert_equal(collated(again), expected)
+    assert_same_batch(collated(again), expected)
     again.close()
-    assert_equal(collated(again), expected)
+    assert_same_batch(collated(again), expected)
 
 
 def test_a_chunked_table_gives_the_same_batch_as_a_whole_one(collator: Collator) -> None:
@@ -287,7 +277,7 @@ def test_a_chunked_table_gives_the_same_batch_as_a_whole_one(collator: Collator)
     chunked = pa.concat_tables([table[:5], table[5:6], table[6:]])
     assert chunked["image"].num_chunks == 3
     assert [bytes(image) for image in encoded_images(chunked)] == table["image"].to_pylist()
-    assert_equal(collated(collator, chunked), collated(collator, table))
+    assert_same_batch(collated(collator, chunked), collated(collator, table))
 
 
 def test_moving_keeps_the_integers_and_moves_the_tensors(collator: Collator) -> None:

@@ -4,16 +4,15 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
+from batch_equality import assert_same_batch
 from PIL import Image
-from torch import Tensor
 
 from mpma.data.batches import Batch, Collator, concatenate
 from mpma.data.config import DataConfig
@@ -144,15 +143,6 @@ def expected(split: Split, collator: Collator, step: int) -> Batch:
     )
 
 
-def assert_equal(one: Batch, other: Batch) -> None:
-    for field in fields(Batch):
-        first, second = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(first, Tensor):
-            torch.testing.assert_close(first, second, rtol=0, atol=0, msg=field.name)
-        else:
-            assert first == second, field.name
-
-
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many executions of a few tasks with two or three row groups each; a small head."""
@@ -184,7 +174,7 @@ def test_the_stream_gives_the_batches_of_the_sample_order_across_epochs(
     assert len(batches) == 40
     assert int(batches[-1].epoch.max()) >= 2
     for step in (0, 1, 9, 17, 18, 19, 29, 30, 39):
-        assert_equal(batches[step], expected(split, collator, step))
+        assert_same_batch(batches[step], expected(split, collator, step))
     assert stream.wait_seconds > 0
     with pytest.raises(StopIteration):
         next(stream)
@@ -211,14 +201,14 @@ def test_a_shard_that_tears_in_a_read_task_is_named_in_one_line(tmp_path: Path, 
 def test_a_stream_opened_at_a_step_is_the_tail_of_the_unbroken_one(split: Split, collator: Collator) -> None:
     tail = list(opened(split, collator, start=25, stop=34))
     for offset, batch in enumerate(tail):
-        assert_equal(batch, expected(split, collator, 25 + offset))
+        assert_same_batch(batch, expected(split, collator, 25 + offset))
 
 
 @pytest.mark.usefixtures("in_process", "small_tasks")
 def test_the_workers_shares_in_rank_order_are_the_global_batch(split: Split, collator: Collator) -> None:
     shares = [list(opened(split, collator, stop=20, rank=rank, world=2)) for rank in range(2)]
     for step, parts in enumerate(zip(*shares, strict=True)):
-        assert_equal(concatenate(parts), expected(split, collator, step))
+        assert_same_batch(concatenate(parts), expected(split, collator, step))
 
 
 def test_a_shard_that_is_missing_at_the_start_is_named_in_one_line(
