@@ -1,0 +1,1 @@
+"""Pages for a person to look at. The one room where HTML is made."""
