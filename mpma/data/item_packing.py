@@ -73,8 +73,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.time):
         return {"\0time": value.isoformat()}
     if isinstance(value, datetime.timedelta):
-        if hasattr(value, "nanoseconds"):
-            return {"\0nanoseconds": int(value.value)}
+        nanoseconds = getattr(value, "value", None)
+        if nanoseconds is not None:
+            return {"\0nanoseconds": int(nanoseconds)}
         return {"\0duration": [value.days, value.seconds, value.microseconds]}
     if isinstance(value, Decimal):
         return {"\0decimal": str(value)}
