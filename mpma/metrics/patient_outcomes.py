@@ -180,11 +180,13 @@ class PatientOutcomes:
         return score
 
     def _auroc(self, counts: Floats) -> Floats:
-        weights = counts[:, self.probe_patient]
+        by_patient = np.ascontiguousarray(counts.T)
         areas = []
         for scores, labels in zip(self.probe_scores.T, self.probe_labels.T, strict=True):
             known = np.flatnonzero(~np.isnan(labels))
-            areas.append(weighted_auroc(scores[known], labels[known] == 1, weights[:, known]))
+            areas.append(
+                weighted_auroc(scores[known], labels[known] == 1, by_patient[self.probe_patient[known]].T)
+            )
         table = np.stack(areas)
         there = ~np.isnan(table)
         with np.errstate(invalid="ignore"):

@@ -97,9 +97,10 @@ def test_a_resample_draws_as_many_patients_as_there_are_and_the_same_ones_for_a_
 
 
 def test_resamples_come_in_blocks_where_there_are_many_patients() -> None:
-    blocks = list(resample_counts(900_000, 5, seed=0))
-    assert [len(block) for block in blocks] == [2, 2, 1]
-    assert all((block.sum(axis=1) == 900_000).all() for block in blocks)
+    blocks = list(resample_counts(50_000, 40, seed=0))
+    assert [len(block) for block in blocks] == [16, 16, 8]
+    assert all((block.sum(axis=1) == 50_000).all() for block in blocks)
+    assert (blocks[0][0] != blocks[1][0]).any()
 
 
 @pytest.mark.parametrize(("patients", "resamples"), [(0, 10), (10, 0)])

@@ -71,7 +71,7 @@ def test_the_interval_is_of_the_difference_of_means_over_seeds_for_patients_draw
     space = made_space(confirmation={"resamples": 300}, seed=11)
     outcomes = judged(0.5, 0.4)
     result = compare(space, ended(space, GOOD), outcomes)
-    (counts,) = resample_counts(200, 300, seed=11)
+    counts = np.concatenate(list(resample_counts(200, 300, seed=11)))
     found = {key: one.statistic("representation_score")(counts) for key, one in outcomes.items()}
     means = [np.mean([found[name, seed] for seed in (5, 6, 7)], axis=0) for name in ("trial-1", "default")]
     expected = np.quantile(means[0] - means[1], [0.025, 0.975])
