@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,15 +27,35 @@ from orchestration.cluster import Layout, choose_precision
 
 WARM_STEPS = 2
 MEASURED_STEPS = 3
-STAND_IN_VOCABULARY = 8000
-"""Vocabulary where no dataset is at hand; a phantom's is smaller, an archive's larger."""
+STAND_IN_VOCABULARY = 800
+"""Vocabulary where no dataset is at hand: about that of the phantom, which is then trained on."""
 
 
-def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> None:
-    """Measure and print. Takes some steps' time; leaves nothing behind."""
-    torch.set_num_threads(layout.threads_per_worker)
-    device = torch.device(layout.device)
-    precision, _ = choose_precision(config.training, layout.device)
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps on this machine tell."""
+
+    masked_step_seconds: float
+    full_step_seconds: float
+    """Of the unmasked tail."""
+    validation_seconds: float
+    parameters: int
+    checkpoint_bytes: int
+    peak_bytes: int
+    where: str
+    """What the steps were taken on."""
+
+    def training_seconds(self, config: ExperimentConfig) -> float:
+        """A run's steps without its validations."""
+        tail = config.training.steps - tail_start(config)
+        return (config.training.steps - tail) * self.masked_step_seconds + tail * self.full_step_seconds
+
+
+def measure(config: ExperimentConfig, device_name: str, threads: int) -> Measured:
+    """Take a few steps of one worker's share and look at the clock; leaves nothing behind."""
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    precision, _ = choose_precision(config.training, device_name)
     model, scale, vocabulary, where = _model(config)
     model.to(device)
     optimizer = build_optimizer(model.named_parameters(), model.no_weight_decay_names(), config.training)
@@ -58,36 +79,49 @@ def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> 
             )
         _wait(device)
         times[ratio] = (time.perf_counter() - begun) / MEASURED_STEPS
-    masked, full = times[config.image.mask_ratio], times[0.0]
-    tail = config.training.steps - tail_start(config)
-    seconds = (config.training.steps - tail) * masked + tail * full
-    validations = 2 + config.training.steps // config.validation.every_steps
     embedded = config.validation.gallery_size + config.validation.probe_train_pairs
-    # A forward pass over the full image is about a third of a full training step's work.
-    validating = validations * embedded / share * full / 3
-    weights = _bytes(model_tensors(model))
-    moments = _bytes(optimizer_tensors(optimizer, model.named_parameters()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
+    return Measured(
+        masked_step_seconds=times[config.image.mask_ratio],
+        full_step_seconds=times[0.0],
+        # A forward pass over the full image is about a third of a full training step's work.
+        validation_seconds=embedded / share * times[0.0] / 3,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        checkpoint_bytes=_bytes(model_tensors(model))
+        + _bytes(optimizer_tensors(optimizer, model.named_parameters())),
+        peak_bytes=peak,
+        where=where,
+    )
+
+
+def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> None:
+    """Measure and print. Takes some steps' time; leaves nothing behind."""
+    found = measure(config, layout.device, layout.threads_per_worker)
+    precision, _ = choose_precision(config.training, layout.device)
+    share = config.training.batch_size // config.training.workers
+    validations = 2 + config.training.steps // config.validation.every_steps
 
     table = Table(
-        title=f"forecast for this machine, {layout.device}, {precision} ({where})", title_justify="left"
+        title=f"forecast for this machine, {layout.device}, {precision} ({found.where})", title_justify="left"
     )
     table.add_column("figure")
     table.add_column("forecast", justify="right")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     for name, value in (
-        ("parameters", f"{parameters / 1e6:.1f} million"),
-        ("one step of a worker", f"{masked:.2f} s ({share / masked:.0f} pairs/s)"),
-        ("one step of the unmasked tail", f"{full:.2f} s"),
-        (f"{config.training.steps} steps", _hours(seconds)),
-        (f"{validations} validations, about", _hours(validating)),
-        ("memory of a worker, at least", f"{peak / 2**30:.1f} GiB"),
-        ("one checkpoint", f"{(weights + moments) / 2**20:.0f} MiB"),
+        ("parameters", f"{found.parameters / 1e6:.1f} million"),
+        (
+            "one step of a worker",
+            f"{found.masked_step_seconds:.2f} s ({share / found.masked_step_seconds:.0f} pairs/s)",
+        ),
+        ("one step of the unmasked tail", f"{found.full_step_seconds:.2f} s"),
+        (f"{config.training.steps} steps", hours(found.training_seconds(config))),
+        (f"{validations} validations, about", hours(validations * found.validation_seconds)),
+        ("memory of a worker, at least", f"{found.peak_bytes / 2**30:.1f} GiB"),
+        ("one checkpoint", f"{found.checkpoint_bytes / 2**20:.0f} MiB"),
         (
             f"disk for {config.training.keep_checkpoints} + 1 checkpoints",
-            f"{(config.training.keep_checkpoints + 1) * (weights + moments) / 2**20:.0f} MiB",
+            f"{(config.training.keep_checkpoints + 1) * found.checkpoint_bytes / 2**20:.0f} MiB",
         ),
     ):
         table.add_row(name, value)
@@ -121,7 +155,7 @@ def _model(config: ExperimentConfig) -> tuple[PretrainingModel, int, int, str]:
         target_scale=scale,
         seed=config.training.seed,
     )
-    return model, scale, STAND_IN_VOCABULARY, f"no dataset at hand: vocabulary of {STAND_IN_VOCABULARY}"
+    return model, scale, STAND_IN_VOCABULARY, f"stand-in pairs, vocabulary of {STAND_IN_VOCABULARY}"
 
 
 def _bytes(tensors: dict[str, Any]) -> int:
@@ -133,7 +167,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _hours(seconds: float) -> str:
+def hours(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"

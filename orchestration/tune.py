@@ -58,7 +58,8 @@ def main(
     ] = None,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard with the private Ray.")] = True,
     check: Annotated[
-        bool, typer.Option("--check", help="Check space, recipe, data and resources without a cluster, and end.")
+        bool,
+        typer.Option("--check", help="Check space, recipe, data and resources without a cluster, and end."),
     ] = False,
     forecast: Annotated[
         bool, typer.Option("--forecast", help="Forecast trials, hours and disk from measured steps, and end.")

@@ -29,7 +29,7 @@ from orchestration import cluster
 from orchestration.search import steering
 from orchestration.search.display import SearchDisplay, clock
 from orchestration.search.engine import TRIAL_DRIVER, Place, prepare_environment, run_jobs
-from orchestration.search.jobs import JobSource
+from orchestration.search.jobs import Job, JobSource
 from orchestration.search.journal import JOURNAL_FILE, Journal, read_events
 from orchestration.search.place import TrialLayout, plan_trials
 from orchestration.search.records import SearchState
@@ -269,9 +269,7 @@ class Searching:
             for event in events:
                 state.apply(event)
             earlier.append(state)
-        return warm_start(
-            self.space, self.base, self.loaded.full_steps, self.dataset.fingerprint, earlier
-        )
+        return warm_start(self.space, self.base, self.loaded.full_steps, self.dataset.fingerprint, earlier)
 
     def _dataset(self) -> Dataset:
         if self.base.data.path is not None:
@@ -296,9 +294,7 @@ class Searching:
             cpus_per_worker=layout.cpus_per_worker,
             gpus=layout.gpus,
             retries=space.retries,
-            concurrency=layout.concurrency
-            if local or space.concurrency != "auto"
-            else None,
+            concurrency=layout.concurrency if local or space.concurrency != "auto" else None,
         )
 
     # -- running jobs ------------------------------------------------------------------------------
@@ -318,10 +314,11 @@ class Searching:
     def carry_out(self, source: JobSource) -> None:
         """Run a source's jobs in a thread, this one keeping signals and screen. Raises what stops it."""
         failure: list[BaseException] = []
+        watched = _Watched(source)
 
         def work() -> None:
             try:
-                run_jobs(_Watched(source, self), self.place, self.stop)
+                run_jobs(watched, self.place, self.stop)
             except BaseException as error:
                 failure.append(error)
 
@@ -336,7 +333,7 @@ class Searching:
             while thread.is_alive():
                 thread.join(timeout=0.5)
                 if self.display.console.is_terminal:
-                    self._live = {key: self._step_of(run) for key, run in list(_Watched.working.items())}
+                    self._live = {key: self._step_of(run) for key, run in list(watched.working.items())}
         if failure:
             raise failure[0]
 
@@ -362,18 +359,16 @@ class Searching:
 class _Watched:
     """A job source whose running jobs the screen can see."""
 
-    working: dict[str, tuple[str, str]] = {}
-
-    def __init__(self, source: JobSource, searching: Searching) -> None:
+    def __init__(self, source: JobSource) -> None:
         self._source = source
-        self.working.clear()
+        self.working: dict[str, tuple[str, str]] = {}
         self.failed, self.retried = self._ending(source.failed), source.retried
         self.reached = self._ending(source.reached)
 
     def next(self, live: frozenset[str]) -> Any:
         """The next job, remembered while it runs."""
         job = self._source.next(live)
-        if hasattr(job, "key"):
+        if isinstance(job, Job):
             self.working[job.key] = (job.runs, job.name)
         return job
 
@@ -440,5 +435,3 @@ def rank(request: Request, points: int) -> None:
     from orchestration.search.ranking import measure_rank_correlation
 
     measure_rank_correlation(request, points)
-
-

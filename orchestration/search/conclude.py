@@ -31,7 +31,9 @@ def confirm(search: Searching) -> None:
             return
         search.journal.append("confirm", **plan)
         names = ", ".join(candidate["name"] for candidate in plan["candidates"])
-        search.display.note(f"confirming {names} at {plan['steps']} steps with {len(plan['seeds'])} new seeds")
+        search.display.note(
+            f"confirming {names} at {plan['steps']} steps with {len(plan['seeds'])} new seeds"
+        )
     steps = search.space.confirmation.steps or state.full_steps
     search.carry_out(
         steering.ConfirmationPhase(

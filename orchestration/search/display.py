@@ -168,5 +168,3 @@ def clock(seconds: float) -> str:
     """Minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes} min {rest} s"
-
-

@@ -89,7 +89,7 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
 
     from orchestration.search.trial import SegmentTrainable
 
-    class KeepActors(FIFOScheduler):  # type: ignore[misc]
+    class KeepActors(FIFOScheduler):
         """First come, first served, with as many idle actors kept as ever worked at a time.
 
         Tune keeps an actor only while another trial already waits for it; ours are suggested when one
@@ -106,7 +106,7 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
                 KeepActors._kept = self._kept = wanted
             super().on_trial_add(tune_controller, trial)
 
-    class Recoveries(tune.Callback):  # type: ignore[misc]
+    class Recoveries(tune.Callback):
         """Tells the source of segments that are tried again."""
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -177,7 +177,7 @@ class _Feed:
 
         feed = self
 
-        class Feeder(Searcher):  # type: ignore[misc]
+        class Feeder(Searcher):
             """Suggests the next segment when there is room for it."""
 
             def suggest(self, trial_id: str) -> Any:
@@ -269,7 +269,11 @@ class _Feed:
                 else:
                     again = self._place.retries
                     self._source.failed(
-                        job, Outcome("failed", reason=f"its process died {again + 1} times" if again else "its process died")
+                        job,
+                        Outcome(
+                            "failed",
+                            reason=f"its process died {again + 1} times" if again else "its process died",
+                        ),
                     )
             except Exception as problem:
                 self.error = problem
@@ -304,8 +308,12 @@ def _outcome(result: dict[str, Any] | None) -> Outcome | None:
     """The outcome in a Tune result, whose nested keys are joined by slashes."""
     if not result or "outcome/status" not in result:
         return None
-    plain = {key.removeprefix("outcome/"): value for key, value in result.items() if key.startswith("outcome/")}
-    metrics = {key.removeprefix("metrics/"): value for key, value in plain.items() if key.startswith("metrics/")}
+    plain = {
+        key.removeprefix("outcome/"): value for key, value in result.items() if key.startswith("outcome/")
+    }
+    metrics = {
+        key.removeprefix("metrics/"): value for key, value in plain.items() if key.startswith("metrics/")
+    }
     own = {key: value for key, value in plain.items() if not key.startswith("metrics/") and key != "metrics"}
     return Outcome(metrics=metrics, **own)
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,8 +104,6 @@ def read_events(folder: Storage) -> tuple[bytes, list[dict[str, Any]]]:
             raise _damaged(folder, number, "it is not a journal event") from None
         events.append({**event, "line": number})
     return whole, events
-
-
 
 
 def _damaged(folder: Storage, line: int, what: str) -> UserError:

@@ -42,14 +42,19 @@ def plan_trials(
     """
     workers, device, reasons = training.workers, training.device, []
     if device == "auto":
-        device = "cuda" if resources.gpus >= (workers if workers > 1 else min(1.0, gpus_per_trial or 1.0)) else "cpu"
+        device = (
+            "cuda"
+            if resources.gpus >= (workers if workers > 1 else min(1.0, gpus_per_trial or 1.0))
+            else "cpu"
+        )
         reasons.append(f"device: {device} ({resources.gpus:g} GPUs)")
     share = (gpus_per_trial or 1.0) if device == "cuda" and workers == 1 else 0.0
     need = share if workers == 1 else float(workers)
     by_gpu = int(resources.gpus / need + 1e-6) if device == "cuda" else None
     if by_gpu == 0:
         raise UserError(
-            f"this cluster is too small for one trial: it needs {need:g} GPUs and there are {resources.gpus:g}",
+            "this cluster is too small for one trial: "
+            f"it needs {need:g} GPUs and there are {resources.gpus:g}",
             "use fewer training.workers, a smaller gpus_per_trial, or training.device=cpu",
         )
     threads = training.threads_per_worker or (1 if resources.local else None)

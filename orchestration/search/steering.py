@@ -7,7 +7,6 @@ The phases (trials, confirmation) hand out jobs in the same way, so the engine k
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -51,7 +50,7 @@ class TrialPhase:
         self.broken: UserError | None = None
         """Why the search cannot go on, if it cannot."""
 
-    def next(self, live: frozenset[str]) -> Job | None | Finished:
+    def next(self, live: frozenset[str]) -> Job | Finished | None:
         """The next segment of a trial."""
         state = self._journal.state
         numbers = {int(key) for key in live}
@@ -200,7 +199,7 @@ class ConfirmationPhase:
         self._space, self._base, self._journal, self._folder = space, base, journal, folder
         self._steps, self._on_change = steps, on_change
 
-    def next(self, live: frozenset[str]) -> Job | None | Finished:
+    def next(self, live: frozenset[str]) -> Job | Finished | None:
         """The next retraining."""
         state = self._journal.state
         params = {candidate["name"]: candidate["params"] for candidate in state.candidates}
@@ -277,5 +276,3 @@ def confirmation_config(
             "pictures": base.pictures,
         }
     )
-
-

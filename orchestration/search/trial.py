@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -22,7 +23,8 @@ from ray import tune
 from mpma.errors import JobError, UserError
 from orchestration.search.jobs import Outcome
 
-class SegmentTrainable(tune.Trainable):  # type: ignore[misc]
+
+class SegmentTrainable(tune.Trainable):
     """Carries out one job after another; a Tune trial is one job."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -182,7 +184,6 @@ def _train_here(job: dict[str, Any], until: int, first_step: list[float]) -> boo
 
 def _train_in_group(job: dict[str, Any], run: Any, until: int) -> bool:
     """Train through Ray Train; return whether it was told to stop."""
-    import ray.train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -261,4 +262,4 @@ def _innermost_place(error: Exception) -> str:
         trace = trace.tb_next
     if trace is None:
         return "an unknown place"
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

@@ -78,13 +78,12 @@ def phantom_dataset(path: Path, train: int = 120, val: int = 40) -> Path:
     return path
 
 
-class Program:
-    """`python -m orchestration.pretrain` in a process group of its own."""
+class Command:
+    """A program of this project in a process group of its own."""
 
-    def __init__(self, recipe_file: Path, data: Path, runs: Path, name: str, *arguments: str) -> None:
-        self.log = runs.parent / f"{name}-{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "orchestration.pretrain", "--config", str(recipe_file)]
-        command += ["--data", str(data), "--runs", str(runs), "--name", name, "--no-dashboard", *arguments]
+    def __init__(self, log: Path, *arguments: str) -> None:
+        self.log = log
+        command = [sys.executable, "-m", *arguments]
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
                 command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -111,6 +110,15 @@ class Program:
                 raise AssertionError(f"it did not come to that:\n{self.output()}")
             time.sleep(0.02)
 
+    def until_or_end(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for a condition, or for the program's end."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and not condition():
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"it did not come to that:\n{self.output()}")
+            time.sleep(0.05)
+
     def kill(self) -> None:
         """SIGKILL to the driver, and to whatever Ray processes it leaves in its group."""
         family = []
@@ -125,16 +133,35 @@ class Program:
                 continue
         psutil.wait_procs(family, timeout=20)
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes of its Ray Train workers."""
+    def actors(self, name: str) -> list[psutil.Process]:
+        """The processes of its Ray actors of a class."""
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        for process in family:
             try:
-                if "RayTrainWorker" in " ".join(process.cmdline()):
+                if name in " ".join(process.cmdline()):
                     found.append(process)
-            except psutil.NoSuchProcess:
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
         return found
+
+
+class Program(Command):
+    """`python -m orchestration.pretrain`."""
+
+    def __init__(self, recipe_file: Path, data: Path, runs: Path, name: str, *arguments: str) -> None:
+        super().__init__(
+            runs.parent / f"{name}-{time.monotonic_ns()}.log",
+            *("orchestration.pretrain", "--config", str(recipe_file), "--data", str(data)),
+            *("--runs", str(runs), "--name", name, "--no-dashboard", *arguments),
+        )
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of its Ray Train workers."""
+        return self.actors("RayTrainWorker")
 
 
 def write_recipe(path: Path, tree: dict[str, Any]) -> Path:

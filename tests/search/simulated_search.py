@@ -1,4 +1,4 @@
-"""A search whose trials are a formula: the real decisions, journal and suggestions, without Ray or training."""
+"""A search whose trials are a formula: real decisions, journal and suggestions, no Ray and no training."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def begun_journal(folder: Path, loaded: LoadedSpace) -> Journal:
     return journal
 
 
-class Interrupted(Exception):
+class KilledError(Exception):
     """The simulated driver was killed."""
 
 
@@ -87,7 +87,7 @@ def run_search(
     try:
         while True:
             if events is not None and journal.count >= events:
-                raise Interrupted
+                raise KilledError
             job = phase.next(frozenset(one.key for one in live)) if len(live) < at_a_time else None
             if isinstance(job, Finished):
                 break

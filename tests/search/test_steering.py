@@ -58,7 +58,7 @@ def test_an_interrupted_sequential_search_gives_the_same_trials_and_the_same_win
     for kill in sorted(kills):
         if kill >= events:
             continue
-        with pytest.raises(simulated.Interrupted):
+        with pytest.raises(simulated.KilledError):
             simulated.run_search(folder / "s", loaded, events=kill)
         if torn:
             with (folder / "s" / JOURNAL_FILE).open("ab") as stream:
@@ -125,7 +125,7 @@ def test_a_search_whose_trials_all_fail_ends_with_the_reason(tmp_path: Path) -> 
         begun.append(job.key)
         return Outcome("failed", reason="out of memory")
 
-    with pytest.raises(JobError, match="every trial so far failed.*out of memory"):
+    with pytest.raises(JobError, match=r"every trial so far failed.*out of memory"):
         simulated.run_search(tmp_path / "s", loaded, outcome=outcome)
     assert len(begun) == 5
 
