@@ -201,8 +201,8 @@ class Searching:
             display.note(f"Ray dashboard: {self.connection.dashboard_url}")
         for line in (*self.layout.reasons, self._precision_reason):
             display.note(line)
-        self.dataset = self._dataset()
-        self.place = self._place()
+        self.dataset = self.open_dataset()
+        self.place = self.plan_place()
         self.folder.remove(STOP_FILE)
         self._begin()
         if self.folder.is_local:
@@ -271,7 +271,8 @@ class Searching:
             earlier.append(state)
         return warm_start(self.space, self.base, self.loaded.full_steps, self.dataset.fingerprint, earlier)
 
-    def _dataset(self) -> Dataset:
+    def open_dataset(self) -> Dataset:
+        """The pairs, made first where they are phantom pairs."""
         if self.base.data.path is not None:
             return Dataset.open(_absolute(self.base.data.path))
         from orchestration.phantom_data import ensure_phantom
@@ -280,7 +281,8 @@ class Searching:
         self.display.note(f"data: synthetic phantom pairs at {path}")
         return Dataset.open(path)
 
-    def _place(self) -> Place:
+    def plan_place(self) -> Place:
+        """What a segment occupies on this Ray."""
         layout, space = self.layout, self.space
         local = self.connection.resources.local
         return Place(
@@ -434,4 +436,15 @@ def rank(request: Request, points: int) -> None:
     """Run configurations at full and at cheaper settings, and print how well the ranks agree."""
     from orchestration.search.ranking import measure_rank_correlation
 
-    measure_rank_correlation(request, points)
+    prepare_environment()
+    loaded = load(request)
+    folder = request.folder
+    if request.address is None:
+        _layout(loaded, cluster.this_machine(request.cpus))
+    with hold(folder, f"{request.name}: another program is working on this search"):
+        journal = Journal(folder)
+        try:
+            with connected(request) as connection:
+                measure_rank_correlation(Searching(request, loaded, journal, connection), points)
+        finally:
+            journal.close()

@@ -8,7 +8,7 @@ from the run's own record.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from mpma.config import ExperimentConfig
 
@@ -51,7 +51,7 @@ class Finished:
 class JobSource(Protocol):
     """Hands out jobs and is told how they ended. Called from one thread at a time."""
 
-    def next(self, live: frozenset[str]) -> Job | None | Finished:
+    def next(self, live: frozenset[str]) -> Job | Finished | None:
         """The next job; None: not before one of the live jobs ends."""
 
     def reached(self, job: Job, outcome: Outcome) -> None:

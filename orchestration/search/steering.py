@@ -253,13 +253,16 @@ def _candidate_and_seed(name: str) -> tuple[str, int]:
 def trial_config(
     space: SearchSpace, base: ExperimentConfig, params: dict[str, Any], steps: int
 ) -> ExperimentConfig:
-    """Configuration of a trial's run: validated at rungs only, one checkpoint, no pictures."""
-    config = apply_params(base, params, steps=steps)
-    never = steps + 1
+    """Configuration of a trial's run."""
+    return run_config(apply_params(base, params, steps=steps))
+
+
+def run_config(config: ExperimentConfig) -> ExperimentConfig:
+    """A configuration for segments: validated where they end only, one checkpoint, no pictures."""
     return config.model_copy(
         update={
             "training": config.training.model_copy(update={"keep_checkpoints": 1}),
-            "validation": config.validation.model_copy(update={"every_steps": never}),
+            "validation": config.validation.model_copy(update={"every_steps": config.training.steps + 1}),
             "pictures": config.pictures.model_copy(update={"enabled": False}),
         }
     )
