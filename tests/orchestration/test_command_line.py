@@ -17,7 +17,7 @@ from mpma.data.dataset import Dataset
 from mpma.training.run_directory import RunDirectory
 from orchestration.command import run
 
-PROGRAMS = ("pretrain", "ingest")
+PROGRAMS = ("pretrain", "ingest", "tune")
 
 
 @pytest.fixture(scope="module")
