@@ -4,8 +4,9 @@ Decisions
 - Tune places, reuses and restarts actors; what is trained next, what is promoted and what the sampler is
   told stands in our own journal. Tune's schedulers, its restore and its searchers' states are not used:
   restored experiments lose them, and early stops would be told as completed trials.
-- A segment whose process dies is tried again by Tune from the run's own checkpoint, a set number of
-  times. Should Tune itself stumble, a new Tune experiment takes up what the journal leaves open.
+- A segment whose process dies is handed out again, as a new Tune trial, and continues from the run's own
+  checkpoint. Tune's own retries are off: it gives a trial up when its actor dies before it has started.
+  Should Tune itself stumble, a new Tune experiment takes up what the journal leaves open.
 - How many segments run at a time is computed from what the cluster has now, so a search grows with it.
 """
 
@@ -18,6 +19,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,8 +73,9 @@ def run_jobs(source: JobSource, place: Place, stop: threading.Event) -> None:
     Called in a thread that is not the main one where the caller wants to keep Ctrl-C for itself.
     """
     fruitless = 0
+    deaths: Counter[str] = Counter()
     while True:
-        feed = _Feed(source, place, stop)
+        feed = _Feed(source, place, stop, deaths)
         _one_experiment(feed, place)
         if feed.error is not None:
             raise feed.error
@@ -106,12 +109,6 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
                 KeepActors._kept = self._kept = wanted
             super().on_trial_add(tune_controller, trial)
 
-    class Recoveries(tune.Callback):
-        """Tells the source of segments that are tried again."""
-
-        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            feed.recovered(trial.trial_id, trial)
-
     if place.workers == 1:
         resources = tune.PlacementGroupFactory(
             [{"CPU": place.cpus_per_worker, **({"GPU": place.gpus} if place.gpus else {})}]
@@ -130,8 +127,7 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
         run_config=tune.RunConfig(
             name=f"experiment-{uuid.uuid4().hex[:8]}",
             storage_path=folder,
-            failure_config=tune.FailureConfig(max_failures=place.retries),
-            callbacks=[Recoveries()],
+            failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
     )
@@ -158,8 +154,10 @@ def _forget_experiment(folder: str) -> None:
 class _Feed:
     """Between Tune's searcher interface and a source of jobs."""
 
-    def __init__(self, source: JobSource, place: Place, stop: threading.Event) -> None:
+    def __init__(self, source: JobSource, place: Place, stop: threading.Event, deaths: Counter[str]) -> None:
         self._source, self._place, self._stop = source, place, stop
+        self._deaths = deaths
+        """Per job: processes lost since it last reported."""
         self._lock = threading.RLock()
         self._live: dict[str, Job] = {}
         self._measured = (0.0, 1)
@@ -263,29 +261,25 @@ class _Feed:
                     return
                 self.outcomes += 1
                 if outcome is not None and outcome.status == "reached":
+                    self._deaths.pop(job.key, None)
                     self._source.reached(job, outcome)
                 elif outcome is not None and not error:
                     self._source.failed(job, outcome)
                 else:
-                    again = self._place.retries
-                    self._source.failed(
-                        job,
-                        Outcome(
-                            "failed",
-                            reason=f"its process died {again + 1} times" if again else "its process died",
-                        ),
-                    )
+                    self._died(job)
             except Exception as problem:
                 self.error = problem
                 self._request_stop()
 
-    def recovered(self, trial_id: str, trial: Any) -> None:
-        """Tell the source that Tune tries a segment again."""
-        with self._lock:
-            job = self._live.get(trial_id)
-            if job is not None:
-                with contextlib.suppress(Exception):
-                    self._source.retried(job, "its process died")
+    def _died(self, job: Job) -> None:
+        """A segment's process is gone: the source hands it out again, or records the failure."""
+        self._deaths[job.key] += 1
+        times = self._deaths[job.key]
+        if times <= self._place.retries:
+            self._source.retried(job, "its process died")
+        else:
+            reason = f"its process died {times} times" if times > 1 else "its process died"
+            self._source.failed(job, Outcome("failed", reason=reason))
 
     def stumbled(self, error: Exception) -> None:
         """Tune ended with an error of its own; live segments are taken up again."""

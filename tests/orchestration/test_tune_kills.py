@@ -53,16 +53,21 @@ def test_a_search_under_thirty_kills_ends_with_every_trial_once_and_none_running
     kills = {"trial": 0, "driver": 0}
     search = Search(space, place / "phantom", place / "searches", "chaos")
     while True:
-        # A kill falls into a moment of progress, so that the search outlives its killers.
+        # Some kills follow progress, others fall into the start of processes, which lasts longer.
         before = len(events_of(folder)) if folder.exists() else 0
-        wait = rng.uniform(0.2, 1.5)
-        search.until_or_end(lambda before=before: folder.exists() and len(events_of(folder)) > before, 240)
+        patience = time.monotonic() + rng.uniform(2.0, 12.0)
+        search.until_or_end(
+            lambda before=before, patience=patience: (
+                time.monotonic() > patience or (folder.exists() and len(events_of(folder)) > before)
+            ),
+            240,
+        )
         if search.process.poll() is not None:
             break
         if sum(kills.values()) >= KILLS:
             assert search.wait(600) == 0, search.output()
             break
-        time.sleep(wait)
+        time.sleep(rng.uniform(0.0, 0.5))
         if rng.random() < DRIVER_SHARE:
             search.kill()
             kills["driver"] += 1
