@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpma.errors import UserError
@@ -118,6 +118,8 @@ class Connection:
     dashboard_url: str | None
     logs: str
     """Where Ray keeps its own logs, for a message about a failure."""
+    custom: Mapping[str, float] = field(default_factory=dict)
+    """All resources by name, the nodes' custom ones among them."""
 
 
 @contextmanager
@@ -171,6 +173,7 @@ def connected(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,
             f"{session}/logs",
+            node,
         )
     finally:
         if not already:

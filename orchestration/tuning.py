@@ -173,6 +173,18 @@ def _hours_spent(loaded: LoadedSpace, journal: Journal) -> bool:
     return bool(over_budget(loaded.space, journal.state))
 
 
+def refuse_without_drivers(layout: TrialLayout, connection: cluster.Connection) -> None:
+    """Raise `UserError` where trials of several workers have no node for their drivers.
+
+    Ray Tune would wait for the resource for ever.
+    """
+    if layout.workers > 1 and not connection.custom.get(TRIAL_DRIVER):
+        raise UserError(
+            f"trials of {layout.workers} workers need the custom resource {TRIAL_DRIVER} on a node",
+            f"start nodes with ray start --resources='{{\"{TRIAL_DRIVER}\": 64}}', or use training.workers=1",
+        )
+
+
 class Searching:
     """One session of a search on a connected Ray."""
 
@@ -184,6 +196,7 @@ class Searching:
         self.folder = request.folder
         self.connection = connection
         self.layout = _layout(loaded, connection.resources)
+        refuse_without_drivers(self.layout, connection)
         self.precision, self._precision_reason = cluster.choose_precision(
             self.base.training, self.layout.device
         )

@@ -120,7 +120,12 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
-        tune.with_resources(SegmentTrainable, resources),
+        type(
+            # Seen in the process list and on the dashboard.
+            "SegmentTrainable",
+            (SegmentTrainable,),
+            {"default_resource_request": classmethod(lambda cls, config: resources)},
+        ),
         tune_config=tune.TuneConfig(
             search_alg=feed.searcher(), scheduler=KeepActors(), num_samples=-1, reuse_actors=True
         ),

@@ -134,3 +134,16 @@ def test_ctrl_c_saves_every_trial_and_says_how_to_continue(place: Path) -> None:
     third = Search(space, place / "phantom", place / "searches", "stopped")
     assert third.wait(60) == 0
     assert "finished; nothing to do" in third.output()
+
+
+@pytest.mark.timeout(600)
+def test_trials_of_two_workers_train_through_ray_train_and_resume_when_promoted(place: Path) -> None:
+    space = write_space(place, "groups.yaml", budget={"trials": 3})
+    search = Search(
+        *(space, place / "phantom", place / "searches", "groups"),
+        *("--set", "training.workers=2"),
+    )
+    assert search.wait(500) == 0, search.output()
+    state = state_of(place / "searches" / "groups")
+    assert [trial.state for trial in state.trials].count("complete") == 1
+    assert all(trial.final and trial.state != "failed" for trial in state.trials)
