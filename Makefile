@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 LOCK ?= requirements.lock
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo tune test test-slow chaos lint bench clean
 
 help:
 	@echo "make demo       train a demo model on synthetic pairs (installs what it needs first)"
 	@echo "make test       the fast tests and all checks"
 	@echo "make test-slow  kills, several workers, long training"
+	@echo "make tune       search the masking ratios on synthetic pairs"
+	@echo "make chaos      a search under 100 kills, and the other tests of kills"
 	@echo "make bench      the benchmarks, one JSON line per figure"
 	@echo "make setup      only the virtual environment"
 
@@ -27,6 +29,9 @@ $(STAMP): pyproject.toml $(wildcard $(LOCK))
 demo: setup
 	$(BIN)/python -m orchestration.pretrain --config recipes/demo.yaml --name demo
 
+tune: setup
+	$(BIN)/python -m orchestration.tune --space search_spaces/masking.yaml
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -38,6 +43,9 @@ test: lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)
+
+chaos: setup
+	MPMA_CHAOS_KILLS=100 $(BIN)/python -m pytest tests/orchestration/test_tune_kills.py $(PYTEST_ARGUMENTS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.step
