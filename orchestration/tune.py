@@ -44,7 +44,9 @@ def main(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a key of the recipe: --set training.steps=500. Repeatable."),
+        typer.Option(
+            "--set", help="Override a key of the recipe or the space: --set training.steps=500. Repeatable."
+        ),
     ] = None,
     searches: Annotated[
         str, typer.Option("--searches", help="Where search directories are kept (path or URI).")

@@ -27,6 +27,7 @@ from mpma.errors import UserError
 from mpma.training.run_directory import STOP_FILE, check_name, hold, provenance
 from orchestration import cluster
 from orchestration.search import steering
+from orchestration.search.decide import BUDGET_SPENT, over_budget
 from orchestration.search.display import SearchDisplay, clock
 from orchestration.search.engine import TRIAL_DRIVER, Place, prepare_environment, run_jobs
 from orchestration.search.jobs import Job, JobSource
@@ -84,8 +85,10 @@ def tune(request: Request) -> None:
     with hold(folder, f"{request.name}: another program is working on this search"):
         journal = Journal(folder)
         if journal.state.ended and not _larger_budget(loaded, journal):
+            from orchestration.search import conclude
+
             print(f"{request.name}: finished; nothing to do")
-            print(f"report: {folder.location}/report.html")
+            print(f"report: {conclude.write_results(folder, loaded, journal.state, request.name)}")
             print("a larger budget in the space file continues it, another --name starts anew")
             return
         try:
@@ -163,14 +166,12 @@ _FREE_KEYS = MAY_CHANGE_ON_CONTINUE - {"training.steps"}
 
 def _larger_budget(loaded: LoadedSpace, journal: Journal) -> bool:
     assert journal.state.begun is not None
-    most = loaded.space.budget.trials
-    return most is not None and most > len(journal.state.trials) and not _hours_spent(loaded, journal)
-
-
-def _hours_spent(loaded: LoadedSpace, journal: Journal) -> bool:
-    from orchestration.search.decide import over_budget
-
-    return bool(over_budget(loaded.space, journal.state))
+    state, most = journal.state, loaded.space.budget.trials
+    if over_budget(loaded.space, state):
+        return False
+    if most is None:
+        return state.search_ended.startswith(BUDGET_SPENT)
+    return most > len(state.trials)
 
 
 def refuse_without_drivers(layout: TrialLayout, connection: cluster.Connection) -> None:
@@ -229,7 +230,7 @@ class Searching:
         if self.mirror is not None:
             self.mirror.close(state)
         if self.stop.is_set():
-            self.write_report()
+            conclude.write_report(self.folder, self.space, state)
             display.note(f"stopped and saved; the same command with --name {self.request.name} continues")
             return
         conclude.conclude(self)
@@ -363,12 +364,6 @@ class Searching:
             for line in reversed(lines[:-1]):
                 return int(json.loads(line)["step"])
         return 0
-
-    def write_report(self) -> str:
-        """Make report.html anew from the state."""
-        from orchestration.reporting.search_report import write_search_report
-
-        return str(write_search_report(self.folder, self.space, self.journal.state))
 
 
 class _Watched:

@@ -15,6 +15,9 @@ from orchestration.search import confirm as confirmation
 from orchestration.search.best_recipe import recipe_of_search
 
 if TYPE_CHECKING:
+    from mpma.data.storage import Storage
+    from orchestration.search.records import SearchState
+    from orchestration.search.space import LoadedSpace, SearchSpace
     from orchestration.tuning import Searching
 
 BEST_FILE = "best.yaml"
@@ -50,9 +53,7 @@ def conclude(search: Searching) -> None:
         result["looks"] = state.looks + (1 if result["patients"] else 0)
         search.journal.append("compare", result=result)
     assert state.comparison is not None
-    best = recipe_of_search(search.space, search.base, state, search.request.name)
-    search.folder.write(BEST_FILE, best.encode())
-    report = search.write_report()
+    report = write_results(search.folder, search.loaded, state, search.request.name)
     if not state.ended:
         search.journal.append("end")
     display.console.print(display.table())
@@ -64,6 +65,19 @@ def conclude(search: Searching) -> None:
         )
     display.note(f"recipe: {search.folder.location}/{BEST_FILE}")
     display.note(f"report: {report}")
+
+
+def write_results(folder: Storage, loaded: LoadedSpace, state: SearchState, name: str) -> str:
+    """Write best.yaml and report.html from the state; return the report's place."""
+    folder.write(BEST_FILE, recipe_of_search(loaded.space, loaded.base, state, name).encode())
+    return write_report(folder, loaded.space, state)
+
+
+def write_report(folder: Storage, space: SearchSpace, state: SearchState) -> str:
+    """Write report.html from the state; return its place."""
+    from orchestration.reporting.search_report import write_search_report
+
+    return str(write_search_report(folder, space, state))
 
 
 def _outcomes(search: Searching) -> dict[tuple[str, int], Any]:

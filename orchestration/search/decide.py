@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from orchestration.search.promote import drain, promotable
 from orchestration.search.records import SearchState
@@ -49,6 +49,9 @@ class End:
     reason: str
 
 
+BUDGET_SPENT: Final = "the budget"
+"""How the reason begins where hours ended the search: more of them let it go on."""
+
 Action = Train | Promote | Begin | Wait | End
 
 
@@ -83,7 +86,7 @@ def over_budget(space: Any, state: SearchState) -> str:
     """Which budget of hours is spent, or nothing."""
     budget = space.budget
     if budget.gpu_hours is not None and state.device_seconds >= budget.gpu_hours * 3600:
-        return f"the budget of {budget.gpu_hours:g} device hours is spent"
+        return f"{BUDGET_SPENT} of {budget.gpu_hours:g} device hours is spent"
     if budget.wall_clock_hours is not None and state.wall_seconds >= budget.wall_clock_hours * 3600:
-        return f"the budget of {budget.wall_clock_hours:g} hours on the clock is spent"
+        return f"{BUDGET_SPENT} of {budget.wall_clock_hours:g} hours on the clock is spent"
     return ""
