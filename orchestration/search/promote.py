@@ -3,11 +3,14 @@
 Decisions: a trial that stops at a rung waits there with its checkpoint, so a rung's judgement can be
 revised whenever another trial reports; nothing is stopped for having come early. Asynchronous successive
 halving [Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, algorithm 2]
-promotes from the highest rung first. Several objectives are ordered by non-dominated rank, then by
-crowding distance [Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002]. An
-infeasible trial ranks behind every feasible one, a value that is not finite behind every finite one.
-A failed trial keeps its place among the results of a rung that it reported at, so that ranks only ever
-worsen and what is given up as hopeless stays so.
+promotes from the highest rung first, but never more of a rung than one in `reduction` [delayed promotion:
+Li et al., Hyper-Tune, VLDB 2022]: a searcher that gets better makes nearly every new trial one of the
+best so far, and promoting them all leaves few trials in the budget.
+
+Several objectives are ordered by non-dominated rank, then by crowding distance [Deb et al., A fast and
+elitist multiobjective genetic algorithm: NSGA-II, 2002]. An infeasible trial ranks behind every feasible
+one, a value that is not finite behind every finite one. A failed trial keeps its place among the results
+of a rung that it reported at, so that ranks only ever worsen and what is given up as hopeless stays so.
 """
 
 from __future__ import annotations
@@ -159,11 +162,12 @@ def best_first(space: SearchSpace, state: SearchState) -> list[int]:
 def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     """(trial, step to train to) of the trials that may go on now, the most urgent first.
 
-    Halving: of the n trials that reported at a rung, the best floor(n / reduction) that still wait there,
-    the highest rung first. Median: whoever waits and is not stopped. None: whoever waits.
+    Halving: of the n trials that reported at a rung, those that still wait there and are among its best
+    floor(n / reduction), until so many went on; the highest rung first. Median: whoever waits and is not
+    stopped. None: whoever waits.
     """
     if space.scheduler.name == "halving":
-        return _promotions(space, state, least=0)
+        return _promotions(space, state, last_call=False)
     waiting = [trial for trial in state.trials if trial.state == "waiting"]
     waiting.sort(key=lambda trial: (-trial.step, trial.number))
     return [
@@ -177,12 +181,13 @@ def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
 def drain(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     """As `promotable`, for when no further trial can begin: nobody else will come to fill a rung.
 
-    Halving then promotes at least one trial of every rung, and where nothing else goes on and no trial is
-    complete, the best that waits: a search ends with a full-length trial unless every trial failed.
+    Halving then lets all go on that are among the best of their rung, however many went before them, and
+    at least the best of every rung; where nothing goes on and no trial is complete, the best that waits:
+    a search ends with a full-length trial unless every trial failed.
     """
     if space.scheduler.name != "halving":
         return promotable(space, state)
-    if promotions := _promotions(space, state, least=1):
+    if promotions := _promotions(space, state, last_call=True):
         return promotions
     if any(trial.state in ("complete", "open") for trial in state.trials):
         return []
@@ -198,15 +203,17 @@ def next_rung(space: SearchSpace, state: SearchState, trial: TrialRecord) -> int
     return next((rung for rung in space.fidelity.rungs(state.full_steps) if rung > trial.step), None)
 
 
-def _promotions(space: SearchSpace, state: SearchState, least: int) -> list[tuple[int, int]]:
+def _promotions(space: SearchSpace, state: SearchState, last_call: bool) -> list[tuple[int, int]]:
     rungs = space.fidelity.rungs(state.full_steps)
-    found = []
+    found: list[tuple[int, int]] = []
     for rung, target in reversed(list(pairwise(rungs))):
         order = ranked(space, state, rung)
-        for number in order[: max(least, len(order) // space.fidelity.reduction)]:
-            trial = state.trials[number]
-            if trial.state == "waiting" and trial.step == rung:
-                found.append((number, target))
+        places = len(order) // space.fidelity.reduction
+        gone = sum(state.trials[n].target > rung and state.trials[n].state != "failed" for n in order)
+        free = len(order) if last_call else places - gone
+        best = [state.trials[number] for number in order[: max(int(last_call), places)]]
+        waiting = [trial.number for trial in best if trial.state == "waiting" and trial.step == rung]
+        found += [(number, target) for number in waiting[: max(0, free)]]
     return found
 
 

@@ -105,17 +105,19 @@ def test_the_highest_rung_is_served_first_and_a_promoted_trial_only_once() -> No
     for trial, score in [(8, 0.1), (7, 0.2), (6, 0.3)]:
         story.promote(trial, 3)
         story.report(trial, score)
-    story.report(story.begin(), 1.0)
-    story.report(story.begin(), 0.95)
-    story.report(story.begin(), 0.92)
-    assert promotable(space, story.state) == [(6, 9), (9, 3), (10, 3), (11, 3)]
+    for score in (0.95, 1.0, 0.92):
+        story.report(story.begin(), score)
+    assert promotable(space, story.state) == [(6, 9), (10, 3)]
 
 
-def test_a_promotion_is_revised_when_a_better_trial_reports_later() -> None:
+def test_of_a_rung_no_more_than_its_share_goes_on_until_the_last_call() -> None:
     story = reported([0.1, 0.2, 0.3])
     space = RungSpace()
     story.promote(2, 3)
     story.report(story.begin(), 0.9)
+    assert promotable(space, story.state) == []
+    assert drain(space, story.state) == [(3, 3)]
+    story.fail(2)
     assert promotable(space, story.state) == [(3, 3)]
 
 
