@@ -96,7 +96,7 @@ GRIDS: Final = {
         },
         rungs=(20, 60, 120, 180),
         settings={"training.steps": 180},
-        seeds_after=15,
+        seeds_after=10,
     ),
 }
 
