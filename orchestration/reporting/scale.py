@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from orchestration.reporting.wording import setting
+from orchestration.reporting.wording import compact, setting
 from orchestration.search.parameters import Parameter, among
 
 FOOT: Final = 0.12
@@ -78,14 +78,30 @@ class Scale:
         return foot + (1 - foot) * (here - low) / (high - low)
 
     def ticks(self, most: int = 5) -> list[tuple[float, str]]:
-        """Places and what stands there."""
+        """Places and what stands there, at most about `most`."""
         if self.categories:
-            count = len(self.categories)
-            every = max(1, math.ceil((count - 1) / max(1, most - 1))) if count > 2 * most else 1
+            every = math.ceil(len(self.categories) / most) if self.ordered else 1
             return [(self.place(one) or 0.0, setting(one)) for one in self.categories[::every]]
-        values = [self.low + (self.high - self.low) * at / (most - 1) for at in range(most)]
         if self.log:
             factor = self.high / self.low
-            values = [self.low * factor ** (at / (most - 1)) for at in range(most)]
-        found = [(self.place(value) or 0.0, f"{value:.3g}") for value in values]
+            values = [self.low * factor ** (at / (most - 1)) for at in range(1, most - 1)]
+            values = [self.low, *(float(f"{value:.1g}") for value in values), self.high]
+        else:
+            values = _round_values(self.low, self.high, most)
+        found = [(self.place(value) or 0.0, compact(value)) for value in values]
         return [(0.0, "0"), *found] if self.zero else found
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbours can be guessed, so that not every category needs its name."""
+        return len(self.categories) > 8 and all(is_number(one) for one in self.categories)
+
+
+def _round_values(low: float, high: float, most: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten within [low, high], at most `most`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power * factor for factor in (1, 2, 2.5, 5, 10, 20, 50)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            return [round(place * step, 12) for place in range(first, last + 1)]
+    return [low, high]

@@ -36,6 +36,7 @@ from orchestration.reporting.wording import (
     duration,
     metric_name,
     number,
+    percent,
     setting,
     signed,
 )
@@ -146,7 +147,7 @@ def parallel_coordinates(
         traces[-1]["marker"]["symbol"] = "diamond" if own else "circle"
     notes = []
     for at, scale in enumerate(scales):
-        ticks = scale.ticks(4 if scale.categories == () else 6)
+        ticks = scale.ticks(4 if scale.log else 6)
         if at < len(keys) and any(names[at] not in trial.params for trial in trials):
             ticks = [(NOT_USED, "not used"), *ticks]
         notes += [
@@ -166,7 +167,7 @@ def parallel_coordinates(
     labels = [axis_name(key) for key in keys]
     labels += [f"<b>{escape(metric_name(one.metric))}</b>" for one in space.objectives]
     x_axis = axis(None, side="top", showgrid=False, **ticks_of(list(enumerate(labels))))
-    x_axis |= {"range": [-0.55, len(names) - 0.85], "tickfont": {"size": 12, "color": "@ink"}}
+    x_axis |= {"range": [-0.55, len(names) - 0.5], "tickfont": {"size": 12, "color": "@ink"}}
     y_axis = axis(None, visible=False, range=[NOT_USED - 0.06 if lanes else -0.06, 1.06])
     return Figure(
         [*traces, linked_line()],
@@ -179,7 +180,7 @@ def parallel_coordinates(
         ),
         400,
         f"Parallel coordinates of {counted(len(trials), 'trial')} at step {step}",
-        least_width=130 * len(names) + 40,
+        least_width=124 * len(names) + 20,
         linked=True,
     )
 
@@ -232,7 +233,7 @@ def slice_of(
         )
         if not kept:
             traces[-1]["marker"]["line"] = {"color": "@default" if own else "@accent", "width": 1.5}
-    ticks = scale.ticks(4)
+    ticks = scale.ticks(3 if scale.log else 4)
     if scale.categories and sum(len(shown) for _, shown in ticks) > 26:
         ticks = [(place, shown[:9]) for place, shown in ticks]
     x_axis = axis(None, range=[-0.12, 1.12], showgrid=False, **ticks_of([(p, escape(s)) for p, s in ticks]))
@@ -291,7 +292,7 @@ def front(space: SearchSpace, trials: Sequence[TrialRecord], step: int) -> list[
 
 def importance_bars(found: Mapping[str, float], metric: str) -> Figure:
     """Horizontal bars, the most important key on top."""
-    keys = list(reversed(found))
+    keys = list(found)[::-1]
     values = [found[key] for key in keys]
     bars = {
         "type": "bar",
@@ -337,10 +338,10 @@ def difference_plot(one: Confirmed) -> Figure:
     """The difference with its interval over patients against zero, and below it that of each seed."""
     assert one.difference is not None
     low, high = one.interval or (one.difference, one.difference)
-    colour = "@accent" if one.named else "@soft"
+    colour = "@accent" if one.better else "@soft"
     chief = points([one.difference], [1], colour, size=13)
     chief |= {
-        "text": [f"{signed(one.difference)}<br>95 %: {signed(low)} to {signed(high)}"],
+        "text": [f"{signed(one.difference)}<br>{percent(one.level)}: {signed(low)} to {signed(high)}"],
         "error_x": {
             "type": "data",
             "symmetric": False,
@@ -353,7 +354,7 @@ def difference_plot(one: Confirmed) -> Figure:
     }
     seeds = [a - b for a, b in zip(one.winner_per_seed, one.default_per_seed, strict=False)]
     traces = [chief]
-    labels = [(1.0, "over patients, 95 %")]
+    labels = [(1.0, f"over patients, {percent(one.level)}")]
     if len(seeds) > 1:
         told = [f"seed {place + 1}: {signed(value)}" for place, value in enumerate(seeds)]
         traces.append(points(seeds, [0] * len(seeds), "@soft", size=9, symbol="circle-open", text=told))
@@ -372,12 +373,11 @@ def budget_bars(found: Spent) -> Figure:
     rows: list[tuple[str, float, str]] = []
     before = 0
     for rung, seconds in found.by_rung.items():
-        rows.append(
-            (f"steps {before + 1:,} to {rung:,}", seconds, counted(found.trials_by_rung[rung], "trial"))
-        )
+        trials = counted(found.trials_by_rung[rung], "trial")
+        rows.append((f"steps {before + 1:,} to {rung:,}<br>{trials}", seconds, "@accent"))
         before = rung
     if found.confirmation:
-        rows.append(("confirmation", found.confirmation, "new seeds"))
+        rows.append(("confirmation<br>with new seeds", found.confirmation, "@faint"))
     rows.reverse()
     unit, size = _unit(max(seconds for _, seconds, _ in rows))
     bars = {
@@ -385,18 +385,18 @@ def budget_bars(found: Spent) -> Figure:
         "orientation": "h",
         "x": [seconds / size for _, seconds, _ in rows],
         "y": [name for name, _, _ in rows],
-        "marker": {"color": ["@faint" if name == "confirmation" else "@accent" for name, _, _ in rows]},
-        "text": [f"{duration(seconds)} · {told}" for _, seconds, told in rows],
+        "marker": {"color": [colour for _, _, colour in rows]},
+        "text": [duration(seconds) for _, seconds, _ in rows],
         "textposition": "outside",
         "cliponaxis": False,
         "textfont": {"color": "@ink"},
         "hoverinfo": "none",
-        "width": 0.55,
+        "width": 0.5,
     }
     top = max(seconds for _, seconds, _ in rows) / size
-    x = axis(f"device time, {unit}", range=[0, top * 1.35 or 1], nticks=6)
+    x = axis(f"device time, {unit}", range=[0, top * 1.25 or 1], nticks=6)
     y = axis(None, tickfont={"color": "@ink", "size": 12})
-    return Figure([bars], layout(x, y), 62 + 36 * len(rows), "Device time by rung")
+    return Figure([bars], layout(x, y), 62 + 46 * len(rows), "Device time by rung")
 
 
 def _unit(seconds: float) -> tuple[str, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ def best_trial(space: SearchSpace, state: SearchState) -> TrialRecord | None:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The one comparison on patients that the search never saw, as far as it is known."""
+    """One metric of the one comparison on patients that the search never saw, as far as it is known."""
 
     metric: str
     candidate: str
@@ -88,40 +88,69 @@ class Confirmed:
     difference: float | None
     """Winner minus default."""
     interval: tuple[float, float] | None
-    """95 %, over patients."""
+    """Over patients."""
+    level: float
+    """Of the interval."""
     winner_per_seed: list[float]
     default_per_seed: list[float]
     patients: int | None
     resamples: int | None
     reason: str
+    """The comparison's own sentence."""
     validation: dict[str, list[float]]
     """Metric of each candidate's seeds on validation patients."""
     seed_spread: dict[str, float]
     named: bool
-    """Whether the winner is better: the interval lies on the better side of zero."""
+    """Whether a winner is named: an interval lies on the better side of zero, and none on the other."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval lies on the better side of zero."""
+        return self.interval is not None and (self.interval[0] > 0 if self.maximise else self.interval[1] < 0)
+
+    @property
+    def worse(self) -> bool:
+        """Whether the whole interval lies on the worse side of zero."""
+        return self.interval is not None and (self.interval[1] < 0 if self.maximise else self.interval[0] > 0)
+
+
+def comparisons(space: SearchSpace, state: SearchState) -> list[Confirmed]:
+    """What the comparison says of each metric; empty before it was made.
+
+    Missing entries are missing, not an error.
+    """
+    told = state.comparison
+    if told is None:
+        return []
+    entries = [_compared(space, {**told, **_mapping(one)}) for one in told.get("objectives") or [told]]
+    named = bool(told.get("named")) and any(one.better for one in entries)
+    named = named and not any(one.worse for one in entries)
+    return [replace(one, named=named) for one in entries]
 
 
 def confirmed(space: SearchSpace, state: SearchState) -> Confirmed | None:
-    """What the comparison says; None before it was made. Missing entries are missing, not an error."""
-    told = state.comparison
-    if told is None:
+    """The metric that the answer rests on: the first that is better where a winner is named, or the first."""
+    found = comparisons(space, state)
+    if not found:
         return None
+    return next((one for one in found if one.named and one.better), found[0])
+
+
+def _compared(space: SearchSpace, told: Mapping[str, Any]) -> Confirmed:
     objective = space.objectives[0]
     winner, default = _mapping(told.get("winner")), _mapping(told.get("default"))
     bounds = _numbers(told.get("interval"))
-    interval = (bounds[0], bounds[1]) if len(bounds) == 2 else None
-    maximise = str(told.get("direction", objective.direction)) != "minimise"
-    excludes = interval is not None and (interval[0] > 0 if maximise else interval[1] < 0)
     spread = _mapping(told.get("seed_spread"))
     found = {name: _numbers(values) for name, values in _mapping(told.get("validation")).items()}
     return Confirmed(
         metric=str(told.get("metric", objective.metric)),
         candidate=str(told.get("candidate") or ""),
-        maximise=maximise,
+        maximise=str(told.get("direction", objective.direction)) != "minimise",
         winner=finite(winner.get("mean")),
         default=finite(default.get("mean")),
         difference=finite(told.get("difference")),
-        interval=interval,
+        interval=(bounds[0], bounds[1]) if len(bounds) == 2 else None,
+        level=finite(told.get("level")) or 0.95,
         winner_per_seed=_numbers(winner.get("per_seed")),
         default_per_seed=_numbers(default.get("per_seed")),
         patients=_whole(told.get("patients")),
@@ -129,7 +158,7 @@ def confirmed(space: SearchSpace, state: SearchState) -> Confirmed | None:
         reason=str(told.get("reason") or ""),
         validation={name: values for name, values in found.items() if values},
         seed_spread={name: float(value) for name, value in spread.items() if finite(value) is not None},
-        named=bool(told.get("named")) and excludes,
+        named=False,
     )
 
 

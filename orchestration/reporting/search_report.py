@@ -15,14 +15,12 @@ from datetime import UTC, datetime
 from mpma.data.storage import Storage, open_storage
 from orchestration.reporting.html import Child, element
 from orchestration.reporting.page import Section, page
+from orchestration.reporting.parameter_sections import curves, parameters, pareto
 from orchestration.reporting.search_facts import confirmed, synthetic
 from orchestration.reporting.search_sections import (
     budget,
     confirmation,
-    curves,
     facts,
-    parameters,
-    pareto,
     pictures,
     provenance,
     settings,

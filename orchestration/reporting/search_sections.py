@@ -12,83 +12,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpma.data.storage import Storage
+from orchestration.reporting.blocks import note, paragraph, table
 from orchestration.reporting.html import Child, Html, element, join
-from orchestration.reporting.importance import FEWEST_TRIALS, GOOD_TRIALS, importances
 from orchestration.reporting.page import Section, chart
 from orchestration.reporting.search_charts import (
     budget_bars,
     difference_plot,
-    front,
-    importance_bars,
-    learning_curves,
-    parallel_coordinates,
     seed_dots,
-    slice_of,
 )
 from orchestration.reporting.search_facts import (
     Confirmed,
     best_trial,
     candidate_params,
     chance_level,
-    comparable,
+    comparisons,
     confirmed,
     default_params,
-    default_trial,
-    first_shown,
     resolution,
     spent,
     synthetic,
     validation_by_candidate,
     values_at,
 )
-from orchestration.reporting.wording import STATES, counted, duration, metric_name, number, setting, signed
-from orchestration.search.records import SearchState, TrialRecord
+from orchestration.reporting.wording import (
+    STATES,
+    counted,
+    duration,
+    metric_name,
+    number,
+    percent,
+    setting,
+    signed,
+)
+from orchestration.search.records import SearchState
 from orchestration.search.space import SearchSpace
 
 MOST_PICTURE_BYTES = 3_000_000
 PICTURE = re.compile(r"step_\d+\.png")
-
-
-def paragraph(*children: Child) -> Html:
-    """A paragraph of text."""
-    return element("p", *children)
-
-
-def note(*children: Child) -> Html:
-    """A quieter paragraph: how to read what stands above it."""
-    return element("p", *children, class_="note")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Child]], numeric: set[int] | None = None) -> Html:
-    """A plain table; columns in `numeric` are set to the right."""
-    right = numeric or set()
-    return element(
-        "div",
-        element(
-            "table",
-            element(
-                "thead",
-                element(
-                    "tr",
-                    *(
-                        element("th", name, scope="col", class_="n" if at in right else None)
-                        for at, name in enumerate(head)
-                    ),
-                ),
-            ),
-            element(
-                "tbody",
-                *(
-                    element(
-                        "tr",
-                        *(element("td", c, class_="n" if at in right else None) for at, c in enumerate(row)),
-                    )
-                    for row in rows
-                ),
-            ),
-        ),
-        class_="table",
-    )
 
 
 def settings(space: SearchSpace, state: SearchState, commands: Sequence[tuple[str, str]]) -> Section:
@@ -156,7 +116,11 @@ def confirmation(space: SearchSpace, state: SearchState) -> Section:
         children.append(note(f"{counted(len(failed), 'retraining')} failed: {told}"))
     children.append(chart(seed_dots(rows, winner, metric, "validation"), _chance(space, state)))
     if found is not None:
-        children += _comparison(found)
+        children.append(element("h3", "Patients that the search never saw"))
+        for one in comparisons(space, state):
+            children += _comparison(one)
+        if found.reason:
+            children.append(note(found.reason))
     else:
         children.append(paragraph("The comparison on test patients has not been made yet."))
     return Section(name, title, children)
@@ -171,7 +135,9 @@ def _chance(space: SearchSpace, state: SearchState) -> str:
 
 
 def _comparison(found: Confirmed) -> list[Child]:
-    children: list[Child] = [element("h3", "Patients that the search never saw")]
+    if found.difference is None:
+        return []
+    children: list[Child] = []
     rows = []
     for whose, mean, seeds, key in (
         (found.candidate or "candidate", found.winner, found.winner_per_seed, "winner"),
@@ -184,165 +150,17 @@ def _comparison(found: Confirmed) -> list[Child]:
     children.append(table(head, rows, {1, 2, 3}))
     patients = counted(found.patients, "patient") if found.patients else "the test patients"
     drawn = f", {found.resamples:,} resamples" if found.resamples else ""
-    if found.difference is not None:
-        text = f"Paired bootstrap over {patients}{drawn}; ranks are those in the full gallery. "
-        text += "The interval holds the chance in who the patients are, not the chance in training: "
-        text += "the seeds below it show that."
-        children.append(chart(difference_plot(found), text))
-        if found.interval:
-            low, high = found.interval
-            children.append(
-                paragraph(
-                    f"Difference {signed(found.difference)}, 95 % interval {signed(low)} to {signed(high)} "
-                    f"on {patients}. "
-                    + ("The whole interval is better than zero." if found.named else "No winner is named.")
-                )
-            )
+    text = f"Paired bootstrap over {patients}{drawn}; ranks are those in the full gallery. "
+    text += "The interval holds the chance in who the patients are, not the chance in training: "
+    text += "the seeds below it show that."
+    children.append(chart(difference_plot(found), text))
+    if found.interval:
+        low, high = found.interval
+        verdict = "better than zero" if found.better else "worse than zero" if found.worse else None
+        told = f"The whole interval is {verdict}." if verdict else "The interval contains zero."
+        interval = f"{percent(found.level)} interval {signed(low)} to {signed(high)}"
+        children.append(paragraph(f"Difference {signed(found.difference)}, {interval} on {patients}. {told}"))
     return children
-
-
-def curves(space: SearchSpace, state: SearchState) -> Section:
-    """Learning curves by trial."""
-    if not any(trial.reports for trial in state.trials):
-        return Section("curves", "Learning curves", [paragraph("No trial has reported at a rung yet.")])
-    best = best_trial(space, state)
-    number_of = None if best is None else best.number
-    figures = [
-        chart(learning_curves(space, state, place, number_of)) for place in range(len(space.objectives))
-    ]
-    present = {trial.state for trial in state.trials}
-    legend = element(
-        "div",
-        *(
-            element("span", words, class_=f"mark {one}")
-            for one, words in STATES.items()
-            if one in present and one != "failed"
-        ),
-        element("span", "failed", class_="mark failed") if "failed" in present else None,
-        element("span", "recipe’s own values", class_="mark own") if default_trial(state) else None,
-        class_="legend",
-    )
-    silent = sum(trial.state == "failed" and not trial.reports for trial in state.trials)
-    children: list[Child] = [legend, *figures]
-    if len(figures) > 1:
-        children = [legend, element("div", *figures, class_="grid wide")]
-    told = "Dotted uprights are rungs, where trials are compared and the best go on. "
-    told += "The thick line is the best trial." if best is not None else ""
-    children.append(note(told))
-    if silent:
-        children.append(note(f"{counted(silent, 'trial')} failed before the first rung and have no line."))
-    return Section("curves", "Learning curves", children)
-
-
-def parameters(space: SearchSpace, state: SearchState) -> Section:
-    """What the searched keys do: parallel coordinates, importance and slices, at equal training."""
-    title = "What the parameters do"
-    by_step = comparable(space, state)
-    if not by_step:
-        return Section("parameters", title, [paragraph("No trial has a value yet.")])
-    shown = first_shown(by_step)
-    children: list[Child] = [
-        paragraph(
-            "Only trials with equal training are shown together. "
-            + ("Choose where: " if len(by_step) > 1 else "")
-            + "the longer the training, the fewer trials there are."
-        )
-    ]
-    if len(by_step) > 1:
-        words = {step: f"{step:,} ({counted(len(trials), 'trial')})" for step, trials in by_step.items()}
-        children.append(_radio("step", "At step", words, shown))
-    if len(space.objectives) > 1:
-        names = {place: metric_name(one.metric) for place, one in enumerate(space.objectives)}
-        children.append(_radio("objective", "By", names, 0))
-    several = len(space.objectives) > 1
-    for step, trials in by_step.items():
-        for place in range(len(space.objectives)):
-            children.append(
-                element(
-                    "div",
-                    *_at_step(space, trials, step, place),
-                    data_step=str(step) if len(by_step) > 1 else None,
-                    data_objective=str(place) if several else None,
-                    hidden=(step, place) != (shown, 0),
-                )
-            )
-    return Section("parameters", title, children)
-
-
-def _radio(name: str, legend: str, words: Mapping[int, str], checked: int) -> Html:
-    return element(
-        "fieldset",
-        element("legend", legend),
-        *(
-            element(
-                "label",
-                element("input", type="radio", name=name, value=str(value), checked=value == checked),
-                shown,
-            )
-            for value, shown in words.items()
-        ),
-        class_="choose",
-    )
-
-
-def _at_step(space: SearchSpace, trials: Sequence[TrialRecord], step: int, place: int) -> list[Child]:
-    metric = space.objectives[place].metric
-    children: list[Child] = [element("h3", f"All keys together, step {step:,}")]
-    if len(trials) > 1:
-        text = (
-            f"A line a trial, from worst (grey) to best (blue) by {metric_name(metric)}; ochre: the recipe’s "
-        )
-        text += (
-            "own values. Point at a line to follow it. Keys that a trial does not have stand at “not used”."
-        )
-        children.append(chart(parallel_coordinates(space, trials, step, place), text))
-    else:
-        children.append(paragraph("One trial alone: nothing to compare."))
-    children.append(element("h3", f"Importance, step {step:,}"))
-    found = importances(space, trials, step, place)
-    if found is None:
-        few = f"{counted(len(trials), 'trial')} here: too few for an estimate, which needs {FEWEST_TRIALS}."
-        many = "No key sets the good trials apart from the others."
-        children.append(paragraph(few if len(trials) < FEWEST_TRIALS else many))
-    else:
-        text = f"PED-ANOVA over {counted(len(trials), 'trial')} for {metric_name(metric)}: how much each "
-        text += "key sets "
-        text += (
-            f"the best (a tenth, at least {GOOD_TRIALS}) apart from all. With so few trials a rough guide: "
-        )
-        text += "differences of 0.1 are noise." if len(trials) < 50 else "read it in tenths."
-        children.append(chart(importance_bars(found, metric), text))
-    children.append(element("h3", f"One key at a time, step {step:,}"))
-    slices = [
-        chart(slice_of(space, trials, step, place, key))
-        for key in space.searched_keys()
-        if any(key in trial.params for trial in trials)
-    ]
-    children.append(element("div", *slices, class_="grid"))
-    text = f"{metric_name(metric)} of each trial; other keys differ as well. "
-    text += "Ochre diamond: the recipe’s own values."
-    if space.constraints:
-        text += " Hollow: a constraint was broken."
-    children.append(note(text[:1].upper() + text[1:]))
-    return children
-
-
-def pareto(space: SearchSpace, state: SearchState) -> Section | None:
-    """The front of several objectives; None with one."""
-    if len(space.objectives) < 2:
-        return None
-    by_step = comparable(space, state)
-    if not by_step:
-        return Section("front", "Trade-offs", [paragraph("No trial has values of all objectives yet.")])
-    step = max(by_step)
-    if len(by_step[step]) < 3:
-        step = first_shown(by_step)
-    figures = [chart(figure) for figure in front(space, by_step[step], step)]
-    text = f"{counted(len(by_step[step]), 'trial')} at step {step:,}. Blue: no other trial is better in one "
-    text += "objective and as good in all others. Ochre diamond: the recipe’s own values."
-    if space.constraints:
-        text += " Trials that broke a constraint are left out."
-    return Section("front", "Trade-offs", [element("div", *figures, class_="grid wide"), note(text)])
 
 
 def budget(space: SearchSpace, state: SearchState) -> Section:
@@ -353,7 +171,7 @@ def budget(space: SearchSpace, state: SearchState) -> Section:
     if found.confirmation:
         told += f", the confirmation {duration(found.confirmation)}"
     told += f", over {duration(state.wall_seconds)} of work on the search." if state.wall_seconds else "."
-    if found.full_length and found.trials and len(state.trials) > 1:
+    if state.search_ended and found.full_length and found.trials and len(state.trials) > 1:
         saved = max(0.0, found.full_length - found.trials)
         told += (
             f" Training all {len(state.trials)} in full would have taken about {duration(found.full_length)}"
@@ -480,7 +298,7 @@ def facts(space: SearchSpace, state: SearchState) -> Html:
     entries.append(
         ("device time of trials", duration(found.trials), f"{duration(state.wall_seconds)} by the clock")
     )
-    if found.full_length and len(state.trials) > 1:
+    if state.search_ended and found.full_length and len(state.trials) > 1:
         saved = max(0.0, 1 - found.trials / found.full_length)
         entries.append(
             ("saved", f"{saved:.0%}", f"of {duration(found.full_length)}, were all trained in full")

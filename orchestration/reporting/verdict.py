@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from orchestration.reporting.search_facts import Confirmed, best_trial, confirmed, default_trial, values_at
-from orchestration.reporting.wording import counted, metric_name, number, signed
+from orchestration.reporting.wording import counted, metric_name, number, percent, signed
 from orchestration.search.records import SearchState
 from orchestration.search.space import SearchSpace
 
@@ -58,7 +58,8 @@ def verdict(space: SearchSpace, state: SearchState) -> Verdict:
 
 def _compared(found: Confirmed) -> str:
     if not found.named:
-        return NOTHING_BETTER
+        compared = found.difference is not None or found.candidate == "default"
+        return NOTHING_BETTER if compared else "No comparison could be made, so no winner is named."
     patients = f"{found.patients:,} patients" if found.patients else "patients"
     return (
         f"{found.candidate[:1].upper()}{found.candidate[1:]} is better than the recipe’s own values: "
@@ -73,36 +74,22 @@ def _what_it_rests_on(found: Confirmed) -> str:
     parts = [f"Difference {signed(found.difference)}"]
     if found.interval is not None:
         low, high = found.interval
-        parts[0] += f", 95 % interval over patients {signed(low)} to {signed(high)}"
-        if not found.named:
-            zero = low <= 0 <= high
-            why = (
-                "it contains zero" if zero else "which is not enough to name a winner" if found.reason else ""
-            )
-            parts[0] += f": {why}" if why else ""
+        parts[0] += f", {percent(found.level)} interval over patients {signed(low)} to {signed(high)}"
+        parts[0] += ", which contains zero" if low <= 0 <= high else ""
+    else:
+        parts[0] += ", without an interval"
     seeds = max(len(found.winner_per_seed), len(found.default_per_seed))
     if seeds:
         parts.append(f"means over {counted(seeds, 'new seed')} each")
-    sentence = "; ".join(parts) + "."
-    return f"{sentence} {_as_sentence(found.reason)}".strip()
-
-
-def _as_sentence(words: str) -> str:
-    return words if not words or words.endswith(".") else f"{words[:1].upper()}{words[1:]}."
+    return "; ".join(parts) + "."
 
 
 def _standing(state: SearchState) -> str:
-    count = Counter(trial.state for trial in state.trials)
+    count = Counter(str(trial.state) for trial in state.trials)
     told = [counted(len(state.trials), "trial") + " begun"]
-    for one, words in (
-        ("complete", "trained in full"),
-        ("waiting", "waiting at a rung"),
-        ("open", "in training"),
-        ("pruned", "stopped early"),
-        ("failed", "failed"),
-    ):
-        if count[one]:
-            told.append(f"{count[one]} {words}")
+    words = {"complete": "trained in full", "waiting": "waiting at a rung", "open": "in training"}
+    words |= {"pruned": "stopped early", "failed": "failed"}
+    told += [f"{count[one]} {said}" for one, said in words.items() if count[one]]
     return ", ".join(told)
 
 

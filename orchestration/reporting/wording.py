@@ -19,18 +19,32 @@ STATES: Final[Mapping[str, str]] = {
 MINUS: Final = "\N{MINUS SIGN}"
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """`digits` significant ones at most four after the point; a dash for what is missing or not finite."""
+def number(value: float | None) -> str:
+    """A metric's value: few digits, as more mean nothing; a dash for what is missing."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value != 0 and (abs(value) >= 1e6 or abs(value) < 1e-4):
-        shown = f"{value:.3g}"
-    elif abs(value) >= 1000:
-        shown = f"{value:,.0f}"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e6 or size < 1e-4:
+        shown = compact(value)
+    elif size < 0.01:
+        shown = f"{value:.4f}"
+    elif size < 1:
+        shown = f"{value:.3f}"
     else:
-        places = min(4, max(0, digits - 1 - math.floor(math.log10(abs(value))))) if value else 4
-        shown = f"{value:.{places}f}"
-    return shown.replace("-", MINUS)
+        shown = f"{value:,.{max(0, 3 - len(str(int(size))))}f}"
+    return shown.replace("-", MINUS, 1) if value < 0 else shown
+
+
+def compact(value: float, digits: int = 3) -> str:
+    """A number in few letters: 0.15, 1.5e-4, 2.1e9."""
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def signed(value: float | None) -> str:
@@ -46,7 +60,7 @@ def setting(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return compact(value, 4) if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
@@ -75,6 +89,11 @@ def axis_name(key: str) -> str:
     """A dotted key on two lines of a chart."""
     group, _, leaf = key.rpartition(".")
     return f"{escape(leaf)}<br>{escape(group)}" if group else escape(leaf)
+
+
+def percent(level: float) -> str:
+    """The level of an interval: `95 %`."""
+    return f"{100 * level:.3g} %"
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

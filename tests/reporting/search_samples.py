@@ -89,7 +89,7 @@ class Told:
 
 
 def quality(params: dict[str, Any]) -> float:
-    """How good a point truly is, about 0 to 1: the report ratio and the learning rate matter, slots do not."""
+    """How good a point truly is, about 0 to 1: report ratio and learning rate matter, slots do not."""
     rate = math.log10(params["training.learning_rate_per_256"] / 6e-4)
     kind = {"shared": 0.04, "key_value": 0.02, "none": 0.0}[params["memory.kind"]]
     apart = abs(params["report.mask_ratio"] - 0.6)
@@ -174,7 +174,11 @@ def confirm(told: Told, *, named: bool, compared: bool = True) -> Told:
             if not compared and candidate["name"] == "default":
                 return told
     best = candidates[0]["name"]
-    winner, default = ([0.583, 0.571, 0.590], [0.541, 0.548, 0.529]) if named else ([0.551, 0.536, 0.549], [0.541, 0.548, 0.529])
+    winner, default = (
+        ([0.583, 0.571, 0.590], [0.541, 0.548, 0.529])
+        if named
+        else ([0.551, 0.536, 0.549], [0.541, 0.548, 0.529])
+    )
     means = [sum(values) / 3 for values in (winner, default)]
     difference = means[0] - means[1]
     told.tell(
