@@ -3,9 +3,9 @@
 Decisions: a trial that stops at a rung waits there with its checkpoint, so a rung's judgement can be
 revised whenever another trial reports; nothing is stopped for having come early. Asynchronous successive
 halving [Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, algorithm 2]
-promotes from the highest rung first, but never more of a rung than one in `reduction` [delayed promotion:
-Li et al., Hyper-Tune, VLDB 2022]: a searcher that gets better makes nearly every new trial one of the
-best so far, and promoting them all leaves few trials in the budget.
+promotes from the highest rung first, but of a rung no more than one in `reduction` [delayed promotion: Li
+et al., Hyper-Tune, VLDB 2022], its best trial excepted: a searcher that gets better makes nearly every
+new trial one of the best so far, and promoting them all leaves few trials in the budget.
 
 Several objectives are ordered by non-dominated rank, then by crowding distance [Deb et al., A fast and
 elitist multiobjective genetic algorithm: NSGA-II, 2002]. An infeasible trial ranks behind every feasible
@@ -163,8 +163,8 @@ def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     """(trial, step to train to) of the trials that may go on now, the most urgent first.
 
     Halving: of the n trials that reported at a rung, those that still wait there and are among its best
-    floor(n / reduction), until so many went on; the highest rung first. Median: whoever waits and is not
-    stopped. None: whoever waits.
+    floor(n / reduction), until so many went on; the best of all in any case; the highest rung first.
+    Median: whoever waits and is not stopped. None: whoever waits.
     """
     if space.scheduler.name == "halving":
         return _promotions(space, state, last_call=False)
@@ -210,10 +210,11 @@ def _promotions(space: SearchSpace, state: SearchState, last_call: bool) -> list
         order = ranked(space, state, rung)
         places = len(order) // space.fidelity.reduction
         gone = sum(state.trials[n].target > rung and state.trials[n].state != "failed" for n in order)
-        free = len(order) if last_call else places - gone
         best = [state.trials[number] for number in order[: max(int(last_call), places)]]
         waiting = [trial.number for trial in best if trial.state == "waiting" and trial.step == rung]
-        found += [(number, target) for number in waiting[: max(0, free)]]
+        leads = waiting[:1] == order[:1]
+        free = len(order) if last_call else max(places - gone, int(leads))
+        found += [(number, target) for number in waiting[:free]]
     return found
 
 

@@ -108,17 +108,26 @@ def test_the_highest_rung_is_served_first_and_a_promoted_trial_only_once() -> No
     for score in (0.95, 1.0, 0.92):
         story.report(story.begin(), score)
     assert promotable(space, story.state) == [(6, 9), (10, 3)]
+    story.promote(10, 3)
+    assert promotable(space, story.state) == [(6, 9)]
 
 
 def test_of_a_rung_no_more_than_its_share_goes_on_until_the_last_call() -> None:
-    story = reported([0.1, 0.2, 0.3])
+    story = reported([0.1, 0.2, 0.3, 0.9, 0.4, 0.5])
     space = RungSpace()
+    for trial in (2, 3):  # the second was the best when it reported
+        story.promote(trial, 3)
+    assert promotable(space, story.state) == []
+    assert drain(space, story.state) == [(5, 3)]
+    story.fail(2)
+    assert promotable(space, story.state) == [(5, 3)]
+
+
+def test_the_best_of_a_rung_goes_on_even_beyond_its_share() -> None:
+    story = reported([0.1, 0.2, 0.3])
     story.promote(2, 3)
     story.report(story.begin(), 0.9)
-    assert promotable(space, story.state) == []
-    assert drain(space, story.state) == [(3, 3)]
-    story.fail(2)
-    assert promotable(space, story.state) == [(3, 3)]
+    assert promotable(RungSpace(), story.state) == [(3, 3)]
 
 
 def test_without_a_scheduler_everyone_who_waits_goes_on() -> None:
