@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ from orchestration.search.warm_start import warm_start
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
+DEFAULT_SEARCHES = "searches"
 _MAY_CHANGE = ("budget", "concurrency", "gpus_per_trial", "retries", "disk_budget_bytes", "proxies", "recipe")
 """Parts of a space that a continued search may be given anew."""
 
@@ -59,6 +61,17 @@ class Request:
     dashboard: bool
     started: float
     """Wall-clock time of the program's start, in seconds since the epoch."""
+
+    @property
+    def command(self) -> str:
+        """The command that continues this search, or repeats it under another name."""
+        parts = ["python", "-m", "orchestration.tune", "--space", str(self.space)]
+        for option, value in (("--config", self.config), ("--data", self.data)):
+            parts += [option, str(value)] if value is not None else []
+        for override in self.overrides:
+            parts += ["--set", override]
+        parts += ["--searches", self.searches] if self.searches != DEFAULT_SEARCHES else []
+        return shlex.join([*parts, "--name", self.name])
 
     @property
     def folder(self) -> Storage:
@@ -88,7 +101,7 @@ def tune(request: Request) -> None:
             from orchestration.search import conclude
 
             print(f"{request.name}: finished; nothing to do")
-            print(f"report: {conclude.write_results(folder, loaded, journal.state, request.name)}")
+            print(f"report: {conclude.write_results(request, loaded, journal.state)}")
             print("a larger budget in the space file continues it, another --name starts anew")
             return
         try:
@@ -230,7 +243,7 @@ class Searching:
         if self.mirror is not None:
             self.mirror.close(state)
         if self.stop.is_set():
-            conclude.write_report(self.folder, self.space, state)
+            conclude.write_report(self.request, self.space, state)
             display.note(f"stopped and saved; the same command with --name {self.request.name} continues")
             return
         conclude.conclude(self)

@@ -15,10 +15,9 @@ from orchestration.search import confirm as confirmation
 from orchestration.search.best_recipe import recipe_of_search
 
 if TYPE_CHECKING:
-    from mpma.data.storage import Storage
     from orchestration.search.records import SearchState
     from orchestration.search.space import LoadedSpace, SearchSpace
-    from orchestration.tuning import Searching
+    from orchestration.tuning import Request, Searching
 
 BEST_FILE = "best.yaml"
 
@@ -53,7 +52,7 @@ def conclude(search: Searching) -> None:
         result["looks"] = state.looks + (1 if result["patients"] else 0)
         search.journal.append("compare", result=result)
     assert state.comparison is not None
-    report = write_results(search.folder, search.loaded, state, search.request.name)
+    report = write_results(search.request, search.loaded, state)
     if not state.ended:
         search.journal.append("end")
     display.console.print(display.table())
@@ -67,17 +66,18 @@ def conclude(search: Searching) -> None:
     display.note(f"report: {report}")
 
 
-def write_results(folder: Storage, loaded: LoadedSpace, state: SearchState, name: str) -> str:
+def write_results(request: Request, loaded: LoadedSpace, state: SearchState) -> str:
     """Write best.yaml and report.html from the state; return the report's place."""
-    folder.write(BEST_FILE, recipe_of_search(loaded.space, loaded.base, state, name).encode())
-    return write_report(folder, loaded.space, state)
+    best = recipe_of_search(loaded.space, loaded.base, state, request.name)
+    request.folder.write(BEST_FILE, best.encode())
+    return write_report(request, loaded.space, state)
 
 
-def write_report(folder: Storage, space: SearchSpace, state: SearchState) -> str:
+def write_report(request: Request, space: SearchSpace, state: SearchState) -> str:
     """Write report.html from the state; return its place."""
     from orchestration.reporting.search_report import write_search_report
 
-    return str(write_search_report(folder, space, state))
+    return str(write_search_report(request.folder, space, state, command=request.command))
 
 
 def _outcomes(search: Searching) -> dict[tuple[str, int], Any]:
