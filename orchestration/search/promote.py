@@ -182,14 +182,17 @@ def drain(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     """As `promotable`, for when no further trial can begin: nobody else will come to fill a rung.
 
     Halving then lets all go on that are among the best of their rung, however many went before them, and
-    at least the best of every rung; where nothing goes on and no trial is complete, the best that waits:
-    a search ends with a full-length trial unless every trial failed.
+    at least the best of every rung; where nothing goes on and no trial is complete, or the space was
+    exhausted before the budget, the best that waits: a search ends with a full-length trial unless every
+    trial failed, and does not give back hours that it could use.
     """
     if space.scheduler.name != "halving":
         return promotable(space, state)
     if promotions := _promotions(space, state, last_call=True):
         return promotions
-    if any(trial.state in ("complete", "open") for trial in state.trials):
+    begun, most = len(state.trials), space.budget.trials
+    exhausted = most is None or begun < most  # the space ended before the budget: hours are left to use
+    if not exhausted and any(trial.state in ("complete", "open") for trial in state.trials):
         return []
     for number in best_first(space, state):
         trial = state.trials[number]

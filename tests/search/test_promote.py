@@ -114,7 +114,7 @@ def test_the_highest_rung_is_served_first_and_a_promoted_trial_only_once() -> No
 
 def test_of_a_rung_no_more_than_its_share_goes_on_until_the_last_call() -> None:
     story = reported([0.1, 0.2, 0.3, 0.9, 0.4, 0.5])
-    space = RungSpace()
+    space = RungSpace(trials=6)
     for trial in (2, 3):  # the second was the best when it reported
         story.promote(trial, 3)
     assert promotable(space, story.state) == []
@@ -128,6 +128,16 @@ def test_the_best_of_a_rung_goes_on_even_beyond_its_share() -> None:
     story.promote(2, 3)
     story.report(story.begin(), 0.9)
     assert promotable(RungSpace(), story.state) == [(3, 3)]
+
+
+def test_when_the_space_ends_before_the_budget_everyone_goes_on_in_the_end() -> None:
+    story = reported([0.1, 0.3, 0.2])
+    for step in (3, 9):
+        story.promote(1, step)
+        story.report(1, 0.5)
+    assert drain(RungSpace(trials=3), story.state) == []
+    assert drain(RungSpace(trials=9), story.state) == [(2, 3)]
+    assert drain(RungSpace(), story.state) == [(2, 3)]
 
 
 def test_without_a_scheduler_everyone_who_waits_goes_on() -> None:
