@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from mpma.data.phantom import codes_in_cells, information_bits, one_sided_attributes
-from mpma.data.phantom.planted import PlantedPair, code_patterns, code_word, cue_word
+from mpma.data.phantom.planted import (
+    PlantedPair,
+    bits_per_hidden_word,
+    code_patterns,
+    code_word,
+    cue_word,
+)
 from mpma.data.sources.phantom import PhantomSource
 from mpma.errors import UserError
 
@@ -60,15 +66,37 @@ def test_cue_and_code_words_are_distinct_words() -> None:
     assert len(set(words)) == 128
 
 
-@pytest.mark.parametrize("copies", [1, 2, 3, 4])
-def test_the_image_tells_most_at_copies_over_copies_plus_one(copies: int) -> None:
-    ratios = np.linspace(0.0, 1.0, 2001)
-    bits = [information_bits(float(ratio), 16, copies) for ratio in ratios]
-    assert ratios[int(np.argmax(bits))] == pytest.approx(copies / (copies + 1), abs=1e-3)
+def test_cues_are_said_as_often_as_asked_before_the_codes() -> None:
+    pair = codes_in_cells(3, 5, 64, cells=4, copies=2, cues=3)
+    cue, code = cue_word(pair.truth[-1]), code_word(pair.truth[pair.truth[-1]])
+    assert pair.report.split() == [cue] * 3 + [code] * 2
+    with pytest.raises(ValueError, match="0 cues"):
+        codes_in_cells(3, 5, 64, cells=4, copies=2, cues=0)
+
+
+@pytest.mark.parametrize(("copies", "cues"), [(1, 1), (3, 1), (2, 2), (3, 3)])
+def test_the_image_is_needed_where_all_of_one_kind_are_hidden_and_some_of_the_other_are_seen(
+    copies: int, cues: int
+) -> None:
     rng = np.random.default_rng(copies)
-    hidden = rng.random((200_000, copies + 1)) < 0.6
-    usable = (hidden[:, 1:].all(axis=1) & ~hidden[:, 0]).mean()
-    assert information_bits(0.6, 16, copies) == pytest.approx(4 * usable, rel=0.05)
+    hidden = rng.random((200_000, copies + cues)) < 0.6
+    no_cue, no_code = hidden[:, :cues].all(axis=1), hidden[:, cues:].all(axis=1)
+    # Code from cue and cue from code: either is one of 16, and the permutation decides it.
+    usable = (no_code ^ no_cue).mean()
+    assert information_bits(0.6, 16, copies, cues) == pytest.approx(4 * usable, rel=0.05)
+    words = hidden.sum(axis=1).mean()
+    assert bits_per_hidden_word(0.6, 16, copies, cues) == pytest.approx(4 * usable / words, rel=0.05)
+
+
+@pytest.mark.parametrize(("copies", "most", "most_per_word"), [(2, 0.7071, 0.5774), (3, 0.7937, 0.7368)])
+def test_an_optimum_lies_inside_where_cue_and_code_are_repeated(
+    copies: int, most: float, most_per_word: float
+) -> None:
+    ratios = np.linspace(0.001, 1.0, 2000)
+    bits = [information_bits(float(ratio), 16, copies, copies) for ratio in ratios]
+    share = [bits_per_hidden_word(float(ratio), 16, copies, copies) for ratio in ratios]
+    assert ratios[int(np.argmax(bits))] == pytest.approx(most, abs=1e-3)
+    assert ratios[int(np.argmax(share))] == pytest.approx(most_per_word, abs=1e-3)
 
 
 def _grating_class(grey: np.ndarray) -> int:

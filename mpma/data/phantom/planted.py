@@ -1,10 +1,14 @@
 """Planted sets: synthetic pairs whose best training settings are known beforehand.
 
 `codes_in_cells` decides how much of the report should be masked. The image shows all K codes in a
-random permutation over K cells; the report is one cue word, which names a cell, and the word of that
-cell's code m times. A masked code word needs the image only where all m copies are hidden and the cue
-is visible, so words hidden independently at ratio r gain r**m * (1 - r) * log2(K) bits from the image,
-most at r = m / (m + 1).
+random permutation over K cells; the report says a cue word, which names a cell, c times and the word of
+that cell's code m times. A hidden code word needs the image only where all m are hidden and a cue is
+visible; and as image and code together tell the cell, a hidden cue needs the image only where all c are
+hidden and a code is visible. Words hidden independently at ratio r so gain
+(r**m * (1 - r**c) + r**c * (1 - r**m)) * log2(K) bits from the image. A loss that is the mean over hidden
+words has that share per hidden word, r * (m + c) of them. With m = c = 3 the bits are most at r = 0.79 and
+the bits per hidden word at 0.74; with m = c = 2 at 0.71 and 0.58. Where each is said once the bits per
+hidden word are most at r = 0: nothing is planted inside.
 
 `one_sided_attributes` decides between contrast and reconstruction. Attribute A is told by the report
 alone; in pixels it is no more than the shape of a few small marks at unpredictable places, from which
@@ -69,9 +73,16 @@ def code_word(code: int) -> str:
     return "code" + _letters(code)
 
 
-def information_bits(mask_ratio: float, cells: int, copies: int) -> float:
+def information_bits(mask_ratio: float, cells: int, copies: int, cues: int = 1) -> float:
     """Bits per report that only the image can give, words hidden independently at `mask_ratio`."""
-    return float(mask_ratio**copies * (1.0 - mask_ratio) * np.log2(cells))
+    codes_hidden, cues_hidden = mask_ratio**copies, mask_ratio**cues
+    needed = codes_hidden * (1.0 - cues_hidden) + cues_hidden * (1.0 - codes_hidden)
+    return float(needed * np.log2(cells))
+
+
+def bits_per_hidden_word(mask_ratio: float, cells: int, copies: int, cues: int = 1) -> float:
+    """`information_bits` over the words that are hidden on average: what a mean over hidden words sees."""
+    return information_bits(mask_ratio, cells, copies, cues) / (mask_ratio * (copies + cues))
 
 
 @functools.cache
@@ -86,16 +97,20 @@ def code_patterns(cells: int) -> NDArray[np.float32]:
     return np.stack(chosen)
 
 
-def codes_in_cells(index: int, seed: int, size: int, cells: int = 16, copies: int = 3) -> PlantedPair:
+def codes_in_cells(
+    index: int, seed: int, size: int, cells: int = 16, copies: int = 3, cues: int = 1
+) -> PlantedPair:
     """Pair `index` of the set; a pure function.
 
-    Raises ValueError where `cells` is outside 2..64, `copies` below 1, or `size` too small for cells
-    of 8 pixels.
+    Raises ValueError where `cells` is outside 2..64, `copies` or `cues` below 1, or `size` too small for
+    cells of 8 pixels.
     """
     columns = int(np.ceil(np.sqrt(cells)))
     side = size // columns
-    if not 2 <= cells <= MOST_CELLS or copies < 1 or side < 8:
-        raise ValueError(f"{cells} cells and {copies} copies do not fit an image of {size} pixels")
+    if not 2 <= cells <= MOST_CELLS or min(copies, cues) < 1 or side < 8:
+        raise ValueError(
+            f"{cells} cells, {cues} cues and {copies} copies do not fit an image of {size} pixels"
+        )
     random = generator(index, seed, "planted")
     codes = random.permutation(cells)
     named = int(random.integers(cells))
@@ -117,7 +132,7 @@ def codes_in_cells(index: int, seed: int, size: int, cells: int = 16, copies: in
         index=index,
         seed=seed,
         grey=_to_bytes(grey),
-        report=" ".join([cue_word(named), *[word] * copies]),
+        report=" ".join([*[cue_word(named)] * cues, *[word] * copies]),
         labels=(f"first_{code_word(int(codes[0]))}",),
         finding_mask=where,
         question=f"Which code is at {cue_word(named)}?",

@@ -40,7 +40,7 @@ class PhantomSource:
     """Synthetic pairs, one per synthetic patient, in given splits.
 
     `kind` is `chest` (radiographs with reports) or one of the planted sets of
-    `mpma.data.phantom.planted`; `cells` and `copies` belong to `codes_in_cells`, `marks` to
+    `mpma.data.phantom.planted`; `cells`, `copies` and `cues` belong to `codes_in_cells`, `marks` to
     `one_sided_attributes`.
     """
 
@@ -52,6 +52,7 @@ class PhantomSource:
     kind: PhantomKind = "chest"
     cells: int = 16
     copies: int = 3
+    cues: int = 1
     marks: int = 6
     name: str = "phantom"
     _last: tuple[str, bytes, dict[str, Any]] | None = field(
@@ -134,7 +135,9 @@ class PhantomSource:
 
     def _planted(self, index: int) -> PlantedPair:
         if self.kind == "codes_in_cells":
-            return codes_in_cells(index, self.seed, self.size, cells=self.cells, copies=self.copies)
+            return codes_in_cells(
+                index, self.seed, self.size, cells=self.cells, copies=self.copies, cues=self.cues
+            )
         return one_sided_attributes(index, self.seed, self.size, marks=self.marks)
 
     def _load(self, item: Item) -> tuple[bytes, dict[str, Any]]:
