@@ -106,7 +106,11 @@ def run_worker(
         world=world,
         precision=plan.precision,
         build_model=parts.build_model,
-        build_validator=lambda: parts.build_validator(device, rank, world, plan.precision),
+        build_validator=(
+            (lambda: _kept_validator(plan, parts, device))
+            if plan.keep_parts
+            else (lambda: parts.build_validator(device, rank, world, plan.precision))
+        ),
         open_stream=lambda step: parts.open_stream(step, rank, world, device, plan.until),
         draw_pictures=parts.picture_drawer(run, device, plan.precision) if rank == 0 else None,
         stop_asked=stop_asked,
@@ -122,6 +126,25 @@ def _open_kept(path: str) -> Any:
     from mpma.data.dataset import Dataset
 
     return Dataset.open(path)
+
+
+_VALIDATORS: dict[str, Any] = {}
+
+
+def _kept_validator(plan: WorkerPlan, parts: Any, device: Any) -> Any:
+    """The validator that this process built last, where it fits: its pictures are decoded already.
+
+    It depends on the data and on the settings below, and on nothing of the model. One worker only.
+    """
+    config = plan.config
+    image = {name: value for name, value in config["image"].items() if name != "mask_ratio"}
+    report = {name: value for name, value in config["report"].items() if name != "mask_ratio"}
+    settings = [plan.data, str(device), plan.precision, parts.target_scale, image, report]
+    key = json.dumps([*settings, config["validation"], config["data"]["decode_threads"]])
+    if key not in _VALIDATORS:
+        _VALIDATORS.clear()
+        _VALIDATORS[key] = parts.build_validator(device, 0, 1, plan.precision)
+    return _VALIDATORS[key]
 
 
 def train_loop(settings: dict[str, Any]) -> None:
