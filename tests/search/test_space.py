@@ -27,7 +27,9 @@ from orchestration.search.space import (
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "search.yaml"
-SHIPPED = sorted((ROOT / "search_spaces").glob("*.yaml"))
+SHIPPED = sorted(
+    path for path in (ROOT / "search_spaces").glob("*.yaml") if not path.name.startswith("planted_")
+)
 MEMORY = ROOT / "search_spaces" / "memory.yaml"
 
 
