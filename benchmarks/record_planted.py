@@ -1,7 +1,6 @@
 """Runs on the planted sets over the values that decide there, recorded once: searches are replayed on them.
 
     python -m benchmarks.record_planted codes_3 [--work runs/planted] [--seconds 1200]
-    python -m benchmarks.record_planted weights
 
 Every run is the project's own training loop, one after another in this process and on one thread. All
 values of one seed come before the next seed, so that a recording that is broken off is whole for the
@@ -37,7 +36,6 @@ from orchestration.phantom_data import ensure_phantom
 RESULTS: Final = Path("benchmarks/results")
 
 GAIN: Final = "val/report_reconstruction/visual_gain"
-AUROC: Final = "val/probe/auroc"
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,6 @@ RECORDINGS: Final = {
         values=(0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
         metrics=(GAIN,),
         rungs=(100, 200, 400),
-        seeds=5,
-    ),
-    "weights": Recording(
-        recipe=Path("recipes/planted_weights.yaml"),
-        key="loss_weights.global_alignment",
-        values=(0.01, 0.05, 0.2, 1.0, 5.0, 20.0, 100.0),
-        metrics=(AUROC,),
-        rungs=(40, 120, 360),
         seeds=5,
     ),
 }

@@ -18,7 +18,7 @@ def test_the_planted_regions_lie_where_the_image_gives_most_per_hidden_word() ->
 def test_the_mean_of_the_recorded_runs_peaks_in_the_planted_region(name: str) -> None:
     curves = Curves.read(name)
     best = max(curves.means, key=lambda value: curves.means[value])
-    assert found(name, best, curves)
+    assert found(name, best)
     ends = (min(curves.means), max(curves.means))
     assert all(curves.means[end] < 0.1 * curves.means[best] for end in ends)
 
