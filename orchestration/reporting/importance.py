@@ -4,7 +4,7 @@ Decisions: Optuna's evaluator [Watanabe, Bansal & Hutter, PED-ANOVA, IJCAI 2023;
 Optuna has them] on an in-memory study of the trials at one step, so that nobody is judged by having
 trained longer; one figure an objective; the best third are the good ones, and at least 5. A few trials set
 good ones apart in any key by chance alone, and a sampler that drifts sets late ones apart: so values are
-shuffled among neighbouring trials, a key that does not exceed 95 % of the shuffles has no importance, and from
+shuffled among neighbouring trials, a key that does not exceed 95 % of the shuffles has none, and from
 the others the shuffles' mean is taken off. Without that an idle key had a fifth of the importance among 100
 trials. Under 10 trials no figure is given, since it would be noise. Alternatives of one key and its switch
 add up to the key's importance.
