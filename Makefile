@@ -50,6 +50,9 @@ chaos: setup
 bench: setup
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.streams
+	$(BIN)/python -m benchmarks.search_overhead
+	$(BIN)/python -m benchmarks.search_quality
+	$(BIN)/python -m benchmarks.planted
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

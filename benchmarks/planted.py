@@ -2,7 +2,7 @@
 
     python -m benchmarks.planted [--write]
 
-Two kinds of search, each with several seeds, by the search's own decisions, suggestions and promotions:
+Three kinds of search, each with several seeds, by the search's own decisions, suggestions and promotions:
 
 - `closed_form`: score = u(r) / u_max - 0.15 log10(w / w*)^2, with u(r) = r^3 (1 - r)
   (r* = 0.75), and a third key that changes nothing. What the search sees has noise of the
@@ -11,6 +11,8 @@ Two kinds of search, each with several seeds, by the search's own decisions, sug
 - `codes_2` and `codes_3`: recorded runs on codes and cues told m = 2 or 3 times each. The image gives
   r^m (1 - r^m) per report, and a loss that is a mean over hidden words sees that over r: the winner's
   ratio should lie where this is at least 0.81 of its best (0.36 to 0.77, and 0.57 to 0.87).
+- `weights`: recorded runs on one-sided attributes, contrast weighed against reconstruction. The winner
+  should lie inside: at least a decade from either end of the range, and better than both ends.
 
 A recorded trial is the mean of five runs of the training loop with seeds of their own, drawn with
 replacement from those recorded, anew in each search: so the searches differ in what they meet, as they
@@ -23,13 +25,12 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.recording import Curves
 from mpma.config import ExperimentConfig
 from mpma.data.phantom.planted import bits_per_hidden_word
 from orchestration.search.decide import Begin, End, Promote, Train, next_action
@@ -46,6 +47,8 @@ COPIES: Final = {"codes_2": 2, "codes_3": 3}
 
 SHARE_OF_BEST: Final = 0.81
 """A ratio is where the optimum was planted if the image gives this share of the most, per hidden word."""
+
+RECORDED: Final = (*COPIES, "weights")
 
 Params = Mapping[str, Any]
 Value = Callable[[Params, int], float]
@@ -166,64 +169,54 @@ def closed_form(seed: int, deviation: float) -> dict[str, Any]:
 # -- recorded runs ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Recorded runs over one key."""
+def means(curves: Curves) -> dict[float, float]:
+    """Mean over seeds at the end of training, by value of the only key."""
+    (values,) = curves.levels.values()
+    return dict(zip(values, curves.runs[:, :, -1].mean(axis=1).tolist(), strict=True))
 
-    key: str
-    metric: str
-    steps: tuple[int, ...]
-    values: NDArray[np.float64]
-    """[N], ascending: the recorded values of the key."""
-    runs: NDArray[np.float64]
-    """[N, seeds, steps]: the metric."""
 
-    @classmethod
-    def read(cls, name: str) -> Curves:
-        """A table of benchmarks/record_planted.py; only seeds that have all values."""
-        table = json.loads((RESULTS / f"planted_{name}.json").read_text())
-        (key,) = table["keys"]
-        metric = next(iter(table["runs"][0]["values"]))
-        found = {(run["params"][key], run["seed"]): run["values"][metric] for run in table["runs"]}
-        values = sorted({value for value, _ in found})
-        seeds = sorted({seed for _, seed in found})
-        whole = [seed for seed in seeds if all((value, seed) in found for value in values)]
-        runs = np.array([[found[value, seed] for seed in whole] for value in values])
-        return cls(key, metric, tuple(table["steps"]), np.array(values), runs)
+def drawn(curves: Curves, seed: int, count: int = 5) -> Value:
+    """The mean of `count` runs per value of the only key, drawn with replacement, by params and step."""
+    ((key, values),) = curves.levels.items()
+    draw = np.random.default_rng([seed, 20_231_125])
+    chosen = draw.integers(curves.runs.shape[1], size=(len(values), count))
+    runs = np.take_along_axis(curves.runs, chosen[:, :, None], axis=1).mean(axis=1)
+    position = np.log if key == WEIGHT else np.asarray
 
-    @property
-    def means(self) -> dict[float, float]:
-        """Mean over seeds at the end of training, by value of the key."""
-        ends = self.runs[:, :, -1].mean(axis=1)
-        return dict(zip(self.values.tolist(), ends.tolist(), strict=True))
+    def value(params: Params, step: int) -> float:
+        at = curves.steps.index(step)
+        return float(np.interp(position(params[key]), position(values), runs[:, at]))
 
-    def drawn(self, seed: int, count: int = 5) -> Value:
-        """The mean of `count` runs per value, drawn with replacement, as a function of params and step."""
-        draw = np.random.default_rng([seed, 20_231_125])
-        chosen = draw.integers(self.runs.shape[1], size=(len(self.values), count))
-        means = np.take_along_axis(self.runs, chosen[:, :, None], axis=1).mean(axis=1)
-
-        def value(params: Params, step: int) -> float:
-            return float(np.interp(params[self.key], self.values, means[:, self.steps.index(step)]))
-
-        return value
+    return value
 
 
 def recorded(name: str, seed: int) -> dict[str, Any]:
     """One search on recorded runs: the winner's value of the key."""
     loaded = load_space(ROOT / "search_spaces" / f"planted_{name}.yaml")
-    curves = Curves.read(name)
-    value = curves.drawn(seed)
-    state = search(loaded.space, loaded.base, loaded.full_steps, value, seed)
-    best = winner(loaded.space, state)[curves.key]
+    curves = Curves.read(RESULTS / f"planted_{name}.json")
+    (key,) = curves.levels
+    state = search(loaded.space, loaded.base, loaded.full_steps, drawn(curves, seed), seed)
+    best = winner(loaded.space, state)[key]
     steps = sum(trial.step for trial in state.trials)
     return {"winner": best, "found": found(name, best), "trials": len(state.trials), "steps": steps}
 
 
 def found(name: str, value: float) -> bool:
     """Whether a value of the key lies where the optimum was planted."""
-    low, high = region(COPIES[name])
+    low, high = region(COPIES[name]) if name in COPIES else inside()
     return low <= value <= high
+
+
+def inside() -> tuple[float, float]:
+    """A decade from either end of the weights, as far as the recorded runs are better than at both ends."""
+    curve = means(Curves.read(RESULTS / "planted_weights.json"))
+    lowest, highest = min(curve), max(curve)
+    better = [
+        weight
+        for weight, mean in curve.items()
+        if 10 * lowest <= weight <= highest / 10 and mean > max(curve[lowest], curve[highest])
+    ]
+    return min(better), max(better)
 
 
 def region(copies: int) -> tuple[float, float]:
@@ -250,13 +243,13 @@ def lines(seeds: int = 10) -> Iterator[dict[str, Any]]:
         "within_a_tenth_of_the_best": sum(run["score"] >= 0.9 for run in runs),
         "idle_importance_below_0.05": sum(run["idle_importance"] < 0.05 for run in runs),
     }
-    for name in COPIES:
+    for name in RECORDED:
         runs = [recorded(name, seed) for seed in range(seeds)]
         for seed, run in enumerate(runs):
             yield {"planted": name, "seed": seed, **run}
-        curves = Curves.read(name)
-        means = {f"{value:g}": round(mean, 4) for value, mean in curves.means.items()}
-        yield {"planted": name, "seeds": seeds, "found": sum(run["found"] for run in runs), "means": means}
+        curve = means(Curves.read(RESULTS / f"planted_{name}.json"))
+        rounded = {f"{value:g}": round(mean, 4) for value, mean in curve.items()}
+        yield {"planted": name, "seeds": seeds, "found": sum(run["found"] for run in runs), "means": rounded}
 
 
 def main() -> None:

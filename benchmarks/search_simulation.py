@@ -9,7 +9,6 @@ driven through the calls that their own loops make. Values are maximised.
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import random
 import warnings
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 
+from benchmarks.recording import Curves
 from orchestration.search.decide import Begin, End, Promote, Train, Wait, next_action
 from orchestration.search.promote import best_first
 from orchestration.search.records import SearchState
@@ -165,27 +165,22 @@ def augmented_hartmann(rungs: tuple[int, ...]) -> Problem:
     )
 
 
-def recorded_curves(path: Path, metric: str) -> Problem:
-    """Learning curves of a full grid of real runs; rungs at a ninth, a third and all of their steps."""
-    table = json.loads(path.read_text())
-    steps = table["steps"]
-    levels = {key: sorted({run["params"][key] for run in table["runs"]}) for key in table["keys"]}
-    keys = [key for key in table["keys"] if len(levels[key]) > 1]
-    curves: dict[tuple[int, ...], list[list[float]]] = {}
-    for run in table["runs"]:
-        place = tuple(levels[key].index(run["params"][key]) for key in keys)
-        curves.setdefault(place, []).append(run["values"][metric])
-    wanted = (steps[-1] / 9, steps[-1] / 3, steps[-1])
-    rungs = tuple(sorted({min(steps, key=lambda step, near=near: abs(step - near)) for near in wanted}))
+def recorded_curves(path: Path, metric: str, rungs: tuple[int, ...]) -> Problem:
+    """Learning curves of a whole grid of real runs, the mean over its seeds, at some of their steps."""
+    curves = Curves.read(path, metric)
+    keys = [key for key, values in curves.levels.items() if len(values) > 1]
+    means = {
+        tuple(curves.levels[key].index(point[key]) for key in keys): mean
+        for point, mean in zip(curves.points, curves.runs.mean(axis=1), strict=True)
+    }
 
     def value(params: Mapping[str, Any], step: int) -> float:
-        place = tuple(int(params[key]) for key in keys)
-        return float(np.mean([curve[steps.index(step)] for curve in curves[place]]))
+        return float(means[tuple(int(params[key]) for key in keys)][curves.steps.index(step)])
 
-    finals = [float(np.mean([curve[-1] for curve in found])) for found in curves.values()]
+    finals = [float(mean[-1]) for mean in means.values()]
     return Problem(
-        "recorded_masking",
-        {key: {"int": [0, len(levels[key]) - 1]} for key in keys},
+        path.stem.replace("curves", "recorded"),
+        {key: {"int": [0, len(curves.levels[key]) - 1]} for key in keys},
         rungs,
         value,
         best=max(finals),

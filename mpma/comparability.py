@@ -86,7 +86,6 @@ NOT_SEARCHED: Final[dict[str, str]] = {
     "data.phantom.cells": _OTHER_PAIRS,
     "data.phantom.copies": _OTHER_PAIRS,
     "data.phantom.cues": _OTHER_PAIRS,
-    "data.phantom.marks": _OTHER_PAIRS,
     "data.lanes": "it decides the order of the samples alone; the best order is the best luck",
     "data.window_row_groups": "it decides the order of the samples alone; the best order is the best luck",
     "data.decode": _STREAM,

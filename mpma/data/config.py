@@ -31,8 +31,6 @@ class PhantomConfig(StrictConfig):
     """How often a report of `codes_in_cells` says its code."""
     cues: int = Field(default=1, ge=1, le=64)
     """How often a report of `codes_in_cells` names its cell."""
-    marks: int = Field(default=6, ge=0, le=16)
-    """Marks of `one_sided_attributes`."""
 
 
 class DataConfig(StrictConfig):

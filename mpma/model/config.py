@@ -65,6 +65,8 @@ class ImageConfig(StrictConfig):
             raise ValueError("image.decoder_width must be a multiple of image.decoder_heads and of 4")
         if self.width is not None and self.width % 4:
             raise ValueError("image.width must be a multiple of 4 (two-dimensional sine-cosine positions)")
+        if self.width is not None and self.heads is not None and self.width % self.heads:
+            raise ValueError(f"image.width {self.width} is not a multiple of image.heads {self.heads}")
         return self
 
     @property

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.planted import Curves, closed_form, found, measured_deviation, recorded, region
+from benchmarks.planted import (
+    RESULTS,
+    closed_form,
+    found,
+    inside,
+    means,
+    measured_deviation,
+    recorded,
+    region,
+)
+from benchmarks.recording import Curves
 
 
 def test_the_planted_regions_lie_where_the_image_gives_most_per_hidden_word() -> None:
@@ -16,16 +26,27 @@ def test_the_planted_regions_lie_where_the_image_gives_most_per_hidden_word() ->
 
 @pytest.mark.parametrize("name", ["codes_2", "codes_3"])
 def test_the_mean_of_the_recorded_runs_peaks_in_the_planted_region(name: str) -> None:
-    curves = Curves.read(name)
-    best = max(curves.means, key=lambda value: curves.means[value])
+    curve = means(Curves.read(RESULTS / f"planted_{name}.json"))
+    best = max(curve, key=curve.__getitem__)
     assert found(name, best)
-    ends = (min(curves.means), max(curves.means))
-    assert all(curves.means[end] < 0.1 * curves.means[best] for end in ends)
+    assert all(curve[end] < 0.1 * curve[best] for end in (min(curve), max(curve)))
 
 
 @pytest.mark.parametrize("name", ["codes_2", "codes_3"])
 def test_a_search_over_the_report_ratio_ends_in_the_planted_region(name: str) -> None:
     assert sum(recorded(name, seed)["found"] for seed in range(10)) >= 8
+
+
+def test_recorded_runs_with_either_extreme_weight_are_worse_than_with_one_inside() -> None:
+    curve = means(Curves.read(RESULTS / "planted_weights.json"))
+    best = max(curve, key=curve.__getitem__)
+    low, high = inside()
+    assert low <= best <= high
+    assert max(curve[min(curve)], curve[max(curve)]) < curve[best] - 0.02
+
+
+def test_a_search_over_the_weight_ends_inside_the_extremes() -> None:
+    assert sum(recorded("weights", seed)["found"] for seed in range(5)) >= 4
 
 
 def test_a_search_of_the_formula_comes_close_and_leaves_the_idle_key_without_importance() -> None:

@@ -86,21 +86,21 @@ def recorded_table() -> dict[str, Any]:
     runs = [
         {
             "params": {"a": a, "b": b, "c": 1.0},
-            "seed": 0,
             "values": {"m": [0.1 * a, 0.1 * a + 0.02 * b, 0.2 * a + 0.1 * b]},
+            "seed": 0,
             "seconds_per_step": 1.0,
         }
         for a in (0.1, 0.2, 0.3)
         for b in (0.2, 0.7)
     ]
-    return {"keys": ["a", "b", "c"], "steps": [20, 60, 180], "runs": runs, "seeds": []}
+    return {"keys": ["a", "b", "c"], "steps": [20, 60, 180], "runs": runs}
 
 
 def test_recorded_curves_are_searched_by_their_grid(tmp_path: Path) -> None:
     path = tmp_path / "curves.json"
     path.write_text(json.dumps(recorded_table()))
-    problem = recorded_curves(path, "m")
-    assert problem.rungs == (20, 60, 180)
+    problem = recorded_curves(path, "m", (60, 180))
+    assert problem.rungs == (60, 180)
     assert problem.parameters == {"a": {"int": [0, 2]}, "b": {"int": [0, 1]}}
     assert problem.value({"a": 2, "b": 1}, 180) == pytest.approx(0.13)
     assert problem.regret({"a": 2, "b": 1}) == 0.0
@@ -126,7 +126,7 @@ def test_a_picture_has_a_line_and_a_band_for_each_method() -> None:
 @pytest.mark.slow
 def test_no_other_way_to_spend_the_steps_ends_with_a_better_configuration() -> None:
     for problem in problems():
-        lines = measure(problem, list(METHODS), seeds=30, budget=8.0, workers=4).lines()
+        lines = measure(problem, list(METHODS), seeds=100, budget=8.0, workers=4).lines()
         for line in lines:
             if line["figure"] == "ours_minus_other":
                 low, high = line["interval"]

@@ -10,11 +10,12 @@ words has that share per hidden word, r * (m + c) of them. With m = c = 3 the bi
 the bits per hidden word at 0.74; with m = c = 2 at 0.71 and 0.58. Where each is said once the bits per
 hidden word are most at r = 0: nothing is planted inside.
 
-`one_sided_attributes` decides between contrast and reconstruction. Attribute A is told by the report
-alone; in pixels it is no more than the shape of a few small marks at unpredictable places, from which
-a reconstruction of hidden patches gains next to nothing (`marks=0` leaves it out of the pixels
-altogether). Attribute B, the direction of a grating over the whole image, decides what hidden patches
-look like and is never told. So a contrast learns A and not B, a reconstruction B and not A.
+`one_sided_attributes` decides between contrast and reconstruction. Attribute A is told by the report; in
+the pixels it is the pattern in one of 16 cells. The other cells show patterns too, each as often as the
+others, so that the mean over cells says nothing of A, and what a hidden cell shows cannot be told from
+the visible ones. Attribute B is a wave, the same in all cells and far below the noise, and never told;
+but it is all that can be told of a hidden cell. So a contrast learns A and lets B go under, a
+reconstruction keeps B and does not learn A.
 """
 
 from __future__ import annotations
@@ -34,15 +35,11 @@ ATTRIBUTE_CLASSES: Final = 4
 
 _ATTRIBUTE_WORDS: Final = ("amber", "birch", "cedar", "dune")
 _ATTRIBUTE_FILLERS: Final = ("noted", "seen", "recorded", "given", "stated")
-_MARKS: Final = np.array(
-    [
-        [[1, 1, 1], [1, 0, 1], [1, 1, 1]],
-        [[0, 1, 0], [1, 1, 1], [0, 1, 0]],
-        [[1, 0, 1], [0, 1, 0], [1, 0, 1]],
-        [[1, 1, 1], [0, 0, 0], [1, 1, 1]],
-    ],
-    dtype=np.float32,
-)
+_TOLD_CELL: Final = 5
+"""Of 4 x 4 cells, row by row."""
+_TOLD_CONTRAST: Final = 0.2
+_SHOWN_CONTRAST: Final = 0.008
+_NOISE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -141,48 +138,58 @@ def codes_in_cells(
     )
 
 
-def one_sided_attributes(index: int, seed: int, size: int, marks: int = 6) -> PlantedPair:
-    """Pair `index` of the set; a pure function. `size` at least 64.
+def one_sided_attributes(index: int, seed: int, size: int) -> PlantedPair:
+    """Pair `index` of the set; a pure function. `size` at least 32.
 
-    Labels are `told_<word>` for A's class and `shown_<degrees>` for B's.
+    Labels are `told_<word>` for A's class and `shown_<number>` for B's.
     """
-    if size < 64 or not 0 <= marks <= 16:
-        raise ValueError(f"{marks} marks do not fit an image of {size} pixels")
+    side = size // 4
+    unit = side // 4
+    if unit < 2:
+        raise ValueError(f"one-sided attributes do not fit an image of {size} pixels")
     random = generator(index, seed, "planted")
     told, shown = (int(value) for value in random.integers(ATTRIBUTE_CLASSES, size=2))
-    centre = np.arange(size, dtype=np.float32) / np.float32(size)
-    angle = np.float32(np.pi * shown / ATTRIBUTE_CLASSES)
-    period, phase = random.uniform(0.17, 0.25), random.uniform(0.0, 2 * np.pi)
-    place = centre[None, :] * np.cos(angle) + centre[:, None] * np.sin(angle)
-    wave = np.sin(place * np.float32(2 * np.pi / period) + np.float32(phase))
-    grey = np.float32(0.45) + np.float32(random.uniform(0.10, 0.16)) * wave
+    others = random.permutation(np.repeat(np.arange(ATTRIBUTE_CLASSES), 4))
+    # One of the told class changes places with whatever stands in the told cell.
+    where_told = int(np.flatnonzero(others == told)[random.integers(4)])
+    others[[_TOLD_CELL, where_told]] = others[[where_told, _TOLD_CELL]]
+    grey = np.full((size, size), 0.5, dtype=np.float32) + _SHOWN_CONTRAST * _wave(shown, size)
     where = np.zeros((size, size), dtype=np.bool_)
-    unit = max(1, round(size / 42))
-    mark = np.kron(_MARKS[told], np.ones((unit, unit), dtype=np.float32))
-    grid = 8
-    for cell in random.permutation(grid * grid)[:marks]:
-        row, column = divmod(int(cell), grid)
-        room = size // grid - 3 * unit
-        top = row * size // grid + int(random.integers(max(room, 0) + 1))
-        left = column * size // grid + int(random.integers(max(room, 0) + 1))
-        area = (slice(top, top + 3 * unit), slice(left, left + 3 * unit))
-        grey[area] = np.where(mark > 0, np.float32(0.85), grey[area])
-        where[area] = mark > 0
-    grey = grey + np.float32(0.03) * random.standard_normal((size, size), dtype=np.float32)
+    patterns = code_patterns(ATTRIBUTE_CLASSES)
+    for cell, pattern in enumerate(others):
+        row, column = divmod(cell, 4)
+        drawn = np.kron(2.0 * patterns[pattern] - 1.0, np.ones((unit, unit), dtype=np.float32))
+        area = (
+            slice(row * side, row * side + 4 * unit),
+            slice(column * side, column * side + 4 * unit),
+        )
+        grey[area] += _TOLD_CONTRAST * drawn
+        where[area] = cell == _TOLD_CELL
+    grey = grey + _NOISE * random.standard_normal((size, size), dtype=np.float32)
     draws = Draws(index, seed, "wording")
     words = draws.shuffled([_ATTRIBUTE_WORDS[told], draws.choice(_ATTRIBUTE_FILLERS), "mark"])
-    degrees = 180 * shown // ATTRIBUTE_CLASSES
     return PlantedPair(
         index=index,
         seed=seed,
         grey=_to_bytes(grey),
         report=" ".join(words),
-        labels=(f"told_{_ATTRIBUTE_WORDS[told]}", f"shown_{degrees}"),
+        labels=(f"told_{_ATTRIBUTE_WORDS[told]}", f"shown_{shown}"),
         finding_mask=where,
         question="Which mark is told?",
         answer=_ATTRIBUTE_WORDS[told],
         truth=(told, shown),
     )
+
+
+@functools.cache
+def _wave(shown: int, size: int) -> NDArray[np.float32]:
+    """[size, size]: B's pattern of a class, the same in each of 4 x 4 cells: a sine of one or two periods
+    along or across."""
+    side = size // 4
+    ramp = (np.arange(side) + 0.5) / side
+    sine = np.sin(2.0 * np.pi * (1 + shown % 2) * ramp).astype(np.float32)
+    one = np.broadcast_to(sine[None, :] if shown < 2 else sine[:, None], (side, side))
+    return np.pad(np.tile(one, (4, 4)), (0, size - 4 * side))
 
 
 def _letters(number: int) -> str:

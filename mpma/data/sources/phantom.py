@@ -40,8 +40,7 @@ class PhantomSource:
     """Synthetic pairs, one per synthetic patient, in given splits.
 
     `kind` is `chest` (radiographs with reports) or one of the planted sets of
-    `mpma.data.phantom.planted`; `cells`, `copies` and `cues` belong to `codes_in_cells`, `marks` to
-    `one_sided_attributes`.
+    `mpma.data.phantom.planted`; `cells`, `copies` and `cues` belong to `codes_in_cells`.
     """
 
     train_pairs: int
@@ -53,7 +52,6 @@ class PhantomSource:
     cells: int = 16
     copies: int = 3
     cues: int = 1
-    marks: int = 6
     name: str = "phantom"
     _last: tuple[str, bytes, dict[str, Any]] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -138,7 +136,7 @@ class PhantomSource:
             return codes_in_cells(
                 index, self.seed, self.size, cells=self.cells, copies=self.copies, cues=self.cues
             )
-        return one_sided_attributes(index, self.seed, self.size, marks=self.marks)
+        return one_sided_attributes(index, self.seed, self.size)
 
     def _load(self, item: Item) -> tuple[bytes, dict[str, Any]]:
         last = self._last
