@@ -88,6 +88,7 @@ def test_an_unknown_key_names_the_nearest_known_one(override: str, nearest: str)
         ("memory.top_k=2000", "memory.top_k"),
         ("image.size=225", "image.size"),
         ("report.width=100", "report.width"),
+        ("image.width=100\nimage.heads=3", "image.width 100 is not a multiple of image.heads 3"),
         ("data.lanes=7", "data.lanes"),
         ("fusion={kind: mean_add}\nmemory={kind: key_value}", "memory.kind key_value"),
         ("training.learning_rate_per_256=.nan", "training.learning_rate_per_256"),

@@ -186,7 +186,7 @@ def test_all_weights_at_zero_are_refused() -> None:
         ({"memory": {"kind": "key_value"}, "fusion": {"kind": "mean_add"}}, "memory.kind key_value"),
         ({"image": {"backbone": "vit_nonsense"}}, "image.backbone 'vit_nonsense' is no model of timm"),
         ({"image": {"backbone": "resnet18"}}, "image.backbone 'resnet18' c"),
-        ({"image": {"heads": 5}}, "image.backbone 'vit_tiny_patch16_224' cannot be built"),
+        ({"image": {"width": None, "heads": 5}}, "image.backbone 'vit_tiny_patch16_224' cannot be built"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named_in_one_line(changes: dict[str, Any], message: str) -> None:
