@@ -96,6 +96,8 @@ def run_worker(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     parts = assembly.Parts(config, dataset)
+    if rank == 0:
+        run.keep_tokenizer(parts.tokenizer.to_bytes())
     task = Task(
         config=config,
         run=run,

@@ -179,6 +179,10 @@ class ReportTokenizer:
     def __reduce__(self) -> tuple[type[ReportTokenizer], tuple[bytes, str]]:
         return type(self), (self._data, self._name)
 
+    def to_bytes(self) -> bytes:
+        """Content of the `tokenizer.json` that it was made from."""
+        return self._data
+
     def encode(self, texts: Sequence[str], max_tokens: int) -> EncodedReports:
         """Tokens of n texts, each cut to `max_tokens` (class and end tokens included, at least 3)."""
         if max_tokens < 3:

@@ -33,6 +33,7 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 FINISHED_FILE = "finished.json"
 STOP_FILE = "stop_requested"
+TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
@@ -154,6 +155,11 @@ class RunDirectory:
         if stored != config:
             self.folder.write(CONFIG_FILE, to_yaml(config).encode())
         return True
+
+    def keep_tokenizer(self, content: bytes) -> None:
+        """Keep the tokeniser beside the weights, which mean nothing without it; an equal one is left."""
+        if not self.folder.exists(TOKENIZER_FILE) or self.folder.read(TOKENIZER_FILE) != content:
+            self.folder.write(TOKENIZER_FILE, content)
 
     def _stored_fingerprint(self) -> str | None:
         try:
