@@ -4,7 +4,8 @@ Decisions:
 - An example belongs to one patient, and the patient is what a bootstrap draws: a figure is a function of how
   often each patient is drawn, so what was measured is never measured again.
 - A figure is a kind (a rule of `mpma.metrics.rules`), the arrays it reads and its options. Outcomes are
-  therefore plain arrays that can be stored, loaded and compared later, by a program that has no model and no data.
+  therefore plain arrays that can be stored, loaded and compared later, by a program that has no model and
+  no data.
 - A breakdown is the same figure with the weight of all other examples at zero.
 - A figure that does not exist on these examples is NaN, and `checked` sees to it that a problem says so.
 - Patients are numbers in the order of the examples; no identifier, text or pixel is kept. `identity` says
@@ -19,6 +20,8 @@ import hashlib
 import io
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -166,6 +169,13 @@ class Outcomes:
     @classmethod
     def from_bytes(cls, content: bytes) -> Outcomes:
         """What `to_bytes` made. Raises ValueError, OSError or KeyError where it is something else."""
+        try:
+            return cls._read(content)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"outcomes are damaged: {error}") from None
+
+    @classmethod
+    def _read(cls, content: bytes) -> Outcomes:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             if header["format_version"] != FORMAT_VERSION:

@@ -119,10 +119,10 @@ def linear_probe(
     fitted, scored = train_labels[:, columns], val_labels[:, columns]
     keep = ~np.isnan(fitted).all(axis=1)
     fitted = fitted[keep]
-    mean, scale = _standardisation(train_features[keep])
+    mean, scale = standardisation(train_features[keep])
     features = torch.as_tensor((train_features[keep] - mean) / scale, dtype=torch.float64)
     folds = patient_folds(np.asarray(train_patients)[keep])
-    chosen = _choose_c(features, fitted, folds, c_grid)
+    chosen = choose_c(features, fitted, folds, c_grid)
     weights, intercept = fit_logistic(
         features,
         torch.as_tensor(np.nan_to_num(fitted)),
@@ -147,14 +147,15 @@ def linear_probe(
     )
 
 
-def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale [D] of features [n, D], float64; the scale of a constant feature is 1."""
     features = features.astype(np.float64)
     scale = features.std(axis=0)
     # A constant feature carries nothing; dividing it by its rounding noise would invent something.
     return features.mean(axis=0), np.where(scale > 1e-8 * np.abs(features).max(initial=0.0), scale, 1.0)
 
 
-def _choose_c(
+def choose_c(
     features: Tensor, labels: np.ndarray, folds: np.ndarray, c_grid: Sequence[float]
 ) -> list[float]:
     """C of each label with the least held-out log loss; the strongest regularisation among equals."""
