@@ -26,6 +26,7 @@ class Parts:
     def __init__(self, config: ExperimentConfig, dataset: Dataset) -> None:
         self.config = config
         self.dataset = dataset
+        dataset.require_reports()
         self.target_scale, reason = choose_target_scale(config, dataset.info.images.short_side_median)
         self.reasons = [reason]
         self.tokenizer = dataset.tokenizer()
@@ -36,6 +37,12 @@ class Parts:
             lanes=config.data.lanes,
             window_row_groups=config.data.window_row_groups,
         )
+        train = dataset.info.splits["train"]
+        if train.reports is not None and train.reports < train.pairs:
+            self.reasons.append(
+                f"reports: {train.pairs - train.reports} of {train.pairs} training pairs have none "
+                "and are read as an empty text"
+            )
         truncated = dataset.info.reports.tokens_p95
         if truncated > config.report.max_tokens:
             self.reasons.append(

@@ -12,8 +12,9 @@ import typer
 from orchestration.command import program, run
 
 app = program(
-    "Turn an archive of images and reports into a checked dataset: pairs split by patient, Parquet shards, "
-    "a tokeniser, and a quarantine that says why something was not kept."
+    "Turn an archive of images and reports, or of images with labels, masks or questions, into a checked "
+    "dataset: pairs split by patient, Parquet shards, a tokeniser, and a quarantine that says why something "
+    "was not kept."
 )
 
 
@@ -23,7 +24,8 @@ def main(
         str,
         typer.Argument(
             help="Layout of the archive: openi (the publisher's XML and PNG), manifest (tables of paths or "
-            "embedded images) or phantom (synthetic pairs, made on the spot)."
+            "embedded images), nih14 (ChestX-ray14, labels), vqamed2019 (questions), masks (folders of "
+            "images and masks) or phantom (synthetic pairs, made on the spot)."
         ),
     ],
     root: Annotated[
@@ -65,8 +67,14 @@ def main(
     ] = "jpeg",
     jpeg_quality: Annotated[int, typer.Option(min=50, max=100, help="Quality of the JPEG.")] = 95,
     min_words: Annotated[
-        int, typer.Option(min=1, help="Quarantine reports of fewer words (of the text the model reads).")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Quarantine reports of fewer words (of the text the model reads); 0 keeps pairs without a "
+            "report, for labelled sets. Default: 0 for nih14, vqamed2019 and masks, else 1.",
+            show_default=False,
+        ),
+    ] = None,
     min_side: Annotated[
         int, typer.Option(min=1, help="Quarantine images whose shorter side has fewer pixels.")
     ] = 64,

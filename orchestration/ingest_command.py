@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mpma.data.dataset_info import QUARANTINE_FILE
+from mpma.data.dataset_info import QUARANTINE_FILE, DatasetInfo
 from mpma.data.hashing import DEFAULT_KEY_FILE, PUBLIC_KEY, load_or_create_key
 from mpma.data.ingest_plan import IngestOptions, IngestPlan, plan_ingest
 from mpma.data.pairs import SPLITS
@@ -44,7 +44,7 @@ class Request:
     short_side: int
     image_format: str
     jpeg_quality: int
-    min_words: int
+    min_words: int | None
     min_side: int
     vocabulary_size: int
     max_tokens: int
@@ -68,8 +68,10 @@ def execute(request: Request) -> None:
         if "filter" not in kind.options.model_fields:
             raise UserError(f"--filter: {request.source} has no filter", "the manifest source has one")
         overrides.append(f"filter={request.row_filter}")
-    options = _options(request, synthetic)
+    if request.min_words == 0 and "reports" in kind.options.model_fields:
+        overrides.append("reports=optional")
     source = build_source(request.source, request.root, overrides)
+    options = _options(request, synthetic, source.reports_expected)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in source.assumptions():
         notes.print(f"{request.source}: {line}", markup=False)
@@ -104,11 +106,12 @@ def execute(request: Request) -> None:
     _show(summary(result, request.out), request.as_json, "Dataset")
 
 
-def _options(request: Request, synthetic: bool) -> IngestOptions:
+def _options(request: Request, synthetic: bool, reports_expected: bool) -> IngestOptions:
     if request.image_format not in ("jpeg", "png"):
         raise UserError(f"--image-format {request.image_format}: unknown", "jpeg or png")
     if 0 < request.short_side < 32:
         raise UserError(f"--short-side {request.short_side}: too small", "32 or more, or 0 to keep the size")
+    least_words = request.min_words if request.min_words is not None else int(reports_expected)
     return IngestOptions(
         fractions=parse_fractions(request.split),
         split_seed=request.split_seed,
@@ -116,7 +119,7 @@ def _options(request: Request, synthetic: bool) -> IngestOptions:
         short_side_pixels=None if synthetic or request.short_side == 0 else request.short_side,
         image_format="png" if request.image_format == "png" else "jpeg",
         jpeg_quality=request.jpeg_quality,
-        quality=QualityConfig(min_report_words=request.min_words, min_side_pixels=request.min_side),
+        quality=QualityConfig(min_report_words=least_words, min_side_pixels=request.min_side),
         vocabulary_size=request.vocabulary_size,
         truncated_at=request.max_tokens,
     )
@@ -192,6 +195,10 @@ def summary(result: IngestResult, out: str) -> dict[str, Any]:
         "patients": {split: info.splits[split].patients for split in SPLITS},
         "shards": {split: len(info.splits[split].shards) for split in SPLITS},
         "labels": len(info.labels),
+        "reports": _total(info, "reports"),
+        "masks": _total(info, "masks"),
+        "empty_masks": _total(info, "empty_masks"),
+        "questions": _total(info, "questions"),
         "licenses": info.licenses,
         "vocabulary_size": info.tokenizer.vocabulary_size,
         "reports_cut": {"tokens": info.reports.truncated_at, "reports": info.reports.truncated},
@@ -199,6 +206,10 @@ def summary(result: IngestResult, out: str) -> dict[str, Any]:
         "grey_deviation": round(info.images.grey_deviation, 4),
         "short_side_median": info.images.short_side_median,
     }
+
+
+def _total(info: DatasetInfo, count: str) -> int:
+    return sum(getattr(info.splits[split], count) or 0 for split in SPLITS)
 
 
 def check_summary(plan: IngestPlan, options: IngestOptions) -> dict[str, Any]:
@@ -249,11 +260,19 @@ def _closing_lines(values: dict[str, Any], refused: int) -> list[str]:
     lines = [
         f"images: grey mean {values['grey_mean']}, deviation {values['grey_deviation']}, "
         f"median shorter side {values['short_side_median']} px",
-        f"reports: vocabulary of {values['vocabulary_size']}; {cut['reports']} cut at {cut['tokens']} tokens",
+        f"reports: vocabulary of {values['vocabulary_size']}; {cut['reports']} cut at {cut['tokens']} tokens"
+        if values["reports"]
+        else "reports: none; this set serves evaluation, not pre-training",
         "licences: " + ", ".join(f"{name or 'not stated'} {n}" for name, n in values["licenses"].items()),
         f"fingerprint: {values['fingerprint']}" + (" (synthetic)" if values["synthetic"] else ""),
         f"dataset: {values['out']}",
     ]
+    if 0 < values["reports"] < values["kept"]:
+        lines.insert(2, f"pairs without a report: {values['kept'] - values['reports']}")
+    if values["masks"]:
+        lines.insert(-2, f"masks: {values['masks']}, of which {values['empty_masks']} are empty")
+    if values["questions"]:
+        lines.insert(-2, f"questions: {values['questions']}")
     if refused:
         lines.append(f"why each was refused: {os.path.join(values['out'], QUARANTINE_FILE)}")
     return lines

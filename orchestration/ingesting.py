@@ -23,6 +23,7 @@ from mpma.data.dataset_directory import check_free, unfinished_dataset
 from mpma.data.dataset_writing import Part, finish_dataset
 from mpma.data.ingest_plan import IngestOptions, IngestPlan, PartPlan, plan_ingest
 from mpma.data.pair_rows import PartMaker
+from mpma.data.quality import QualityConfig
 from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Source
 from mpma.data.storage import Storage, open_storage
@@ -104,13 +105,16 @@ def prepare(
     Args:
         out: path or URI of the dataset to make.
         key: of the keyed hash of patients, see `mpma.data.hashing`.
-        options: what is done with what is listed.
+        options: what is done with what is listed. None: the usual thresholds; pairs without a report are
+            kept where the source expects none.
         synthetic: whether every pair is generated.
         overwrite: replace a finished dataset; it stays readable until `carry_out`.
 
     Raises `UserError` where the place is taken or the source is not what it should be.
     """
-    options, watcher = options or IngestOptions(), watcher or Silent()
+    watcher = watcher or Silent()
+    if options is None:
+        options = IngestOptions(quality=QualityConfig(min_report_words=int(source.reports_expected)))
     check_free(open_storage(out), overwrite=overwrite)
     plan = plan_ingest(source, options, key, watcher.listed)
     watcher.planned(sum(part.candidates for part in plan.parts))

@@ -53,7 +53,7 @@ def pretrain(request: Request) -> None:
     if request.address is None:
         cluster.plan_layout(request.config.training, cluster.this_machine(request.cpus))
     if request.config.data.path is not None:
-        Dataset.open(request.config.data.path)
+        Dataset.open(request.config.data.path).require_reports()
     lock = run.lock()
     try:
         with cluster.connected(

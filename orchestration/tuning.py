@@ -94,7 +94,7 @@ def tune(request: Request) -> None:
     if request.address is None:
         _layout(loaded, cluster.this_machine(request.cpus))
     if loaded.base.data.path is not None:
-        Dataset.open(loaded.base.data.path)
+        Dataset.open(loaded.base.data.path).require_reports()
     with hold(folder, f"{request.name}: another program is working on this search"):
         journal = Journal(folder)
         if journal.state.ended and not _larger_budget(loaded, journal):
@@ -419,6 +419,7 @@ def check(request: Request) -> None:
         console.print(line, markup=False)
     if loaded.base.data.path is not None:
         dataset = Dataset.open(_absolute(loaded.base.data.path))
+        dataset.require_reports()
         splits = ", ".join(f"{name} {split.pairs}" for name, split in dataset.info.splits.items())
         console.print(f"data: {dataset.fingerprint}, pairs: {splits}", markup=False)
     begun = bool(read_events(request.folder)[1])

@@ -101,6 +101,15 @@ class Dataset:
         except OSError as error:
             raise UserError(f"{name} cannot be read: missing or damaged", DAMAGED_HINT) from error
 
+    def require_reports(self) -> None:
+        """Raises `UserError` where the pairs of train or val have no report at all: a labelled set."""
+        for split in ("train", "val"):
+            if self.rows(split) and self.info.splits[split].reports == 0:
+                raise UserError(
+                    f"{self.path}: no pair of its {split} split has a report, and pre-training needs both",
+                    "a labelled set without reports serves evaluation; pre-train on pairs: --data DIRECTORY",
+                )
+
     def shards(self, split: str) -> list[ShardInfo]:
         """The split's files in row order."""
         return self.info.splits[split].shards

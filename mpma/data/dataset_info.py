@@ -56,6 +56,14 @@ class SplitInfo(StrictConfig):
     """Pairs whose labels are known; the others have null."""
     label_counts: dict[str, int]
     """Labelled pairs that carry each label."""
+    reports: int | None = None
+    """Pairs with a report. None, here and below: written before it was counted."""
+    masks: int | None = None
+    """Pairs with a mask."""
+    empty_masks: int | None = None
+    """Masks without foreground."""
+    questions: int | None = None
+    """Questions of all pairs."""
     shards: list[ShardInfo]
     """Files in row order."""
 
@@ -76,7 +84,7 @@ class ImagesInfo(StrictConfig):
 
 
 class ReportsInfo(StrictConfig):
-    """Lengths of all reports in tokens, class and end tokens included."""
+    """Lengths of all reports in tokens, class and end tokens included; all 0 where no pair has a report."""
 
     tokens_median: int
     """Median length."""

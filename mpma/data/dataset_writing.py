@@ -143,7 +143,8 @@ def finish_dataset(
     Args:
         parts: in row order within each split.
         rejections: those that belong to no part.
-        tokenizer: content of a `tokenizer.json` to use; None trains one on the training split.
+        tokenizer: content of a `tokenizer.json` to use; None trains one on the training split's reports,
+            or, where it has none at all, on its questions.
 
     Raises `UserError` where no pair is left to train on.
     """
@@ -156,11 +157,13 @@ def finish_dataset(
             "check the root and the options of the source; docs/data.md explains the reasons",
         )
     total = merged(part.statistics for part in parts)
-    content = tokenizer or train_tokenizer(_texts(storage, splits["train"].shards), vocabulary_size)
-    reader = ReportTokenizer(content)
+    if tokenizer is None:
+        words = _texts if splits["train"].reports else _question_texts
+        tokenizer = train_tokenizer(words(storage, splits["train"].shards), vocabulary_size)
+    reader = ReportTokenizer(tokenizer)
     shards = [shard for name in SPLITS for shard in splits[name].shards]
     reports = _reports_info(storage, shards, reader, truncated_at)
-    tokenizer_file = storage.write(TOKENIZER_FILE, content)
+    tokenizer_file = storage.write(TOKENIZER_FILE, tokenizer)
     quarantine_file = _write_quarantine(storage, refused)
     info = DatasetInfo(
         schema_version=SCHEMA_VERSION,
@@ -244,6 +247,10 @@ def _split_info(parts: Sequence[Part]) -> SplitInfo:
         studies=len(statistics.studies),
         labelled_pairs=statistics.labelled_pairs,
         label_counts=dict(sorted(statistics.labels.items())),
+        reports=statistics.reports,
+        masks=statistics.masks,
+        empty_masks=statistics.empty_masks,
+        questions=statistics.questions,
         shards=[part.shard for part in parts if part.shard is not None],
     )
 
@@ -257,17 +264,29 @@ def _texts(storage: Storage, shards: Sequence[ShardInfo], groups: int = 8) -> It
             yield from map(model_text, *(table.column(name).to_pylist() for name in _TEXT_COLUMNS))
 
 
+def _question_texts(storage: Storage, shards: Sequence[ShardInfo]) -> Iterator[str]:
+    """Questions and answers of every row; nothing where the shards have none."""
+    for shard in shards:
+        for group in range(len(shard.row_group_rows)):
+            table = read_row_groups(storage, shard, [group], ["questions"])
+            if "questions" not in table.column_names:
+                return
+            for row in table.column("questions").to_pylist():
+                for question in row or ():
+                    yield " ".join((question["question"] or "", *filter(None, question["answers"] or ())))
+
+
 def _reports_info(
     storage: Storage, shards: Sequence[ShardInfo], tokenizer: ReportTokenizer, truncated_at: int
 ) -> ReportsInfo:
     counts: Counter[int] = Counter()
-    texts = _texts(storage, shards)
+    texts = filter(None, _texts(storage, shards))
     while chunk := [text for _, text in zip(range(512), texts, strict=False)]:
         counts.update(tokenizer.lengths(chunk).tolist())
     return ReportsInfo(
         tokens_median=quantile(counts, 0.5),
         tokens_p95=quantile(counts, 0.95),
-        tokens_max=max(counts),
+        tokens_max=max(counts, default=0),
         truncated_at=truncated_at,
         truncated=sum(count for length, count in counts.items() if length > truncated_at),
     )

@@ -8,7 +8,6 @@ its values stay what they mean.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,9 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from mpma.data.dataset_writing import Part, finished_part, write_part
-from mpma.data.images import StoredImage, sniff, store_image
+from mpma.data.images import StoredImage, store_image
 from mpma.data.ingest_plan import IngestOptions, PartPlan
-from mpma.data.quality import QualityConfig, check_item, check_pixels, image_problem, resolve_sections
+from mpma.data.masks import fitted_mask
+from mpma.data.quality import (
+    QualityConfig,
+    check_item,
+    check_pixels,
+    image_problem,
+    is_missing,
+    mask_problem,
+    resolve_sections,
+)
 from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
 from mpma.data.storage import Storage
@@ -67,7 +75,7 @@ def make_row(item: Item, source: Source, options: IngestOptions, extra_schema: p
             options.quality.max_pixels,
         )
         _check_size(image, options.quality)
-        extra = _extra(item, source, image, extra_schema)
+        extra = _extra(item, source, image, extra_schema, options.quality)
     except _WrongTypeError as error:
         return Rejection(item.path, item.pair_id, "wrong_type", f"column {error}")
     except Exception as error:
@@ -82,7 +90,8 @@ def make_row(item: Item, source: Source, options: IngestOptions, extra_schema: p
         "width": image.width,
         "height": image.height,
         "view": item.view,
-        "report": _text(item.report),
+        # Words for nothing (NaN) would be read as a report where none is asked for.
+        "report": "" if is_missing(item.report) else _text(item.report),
         "findings": _text(findings),
         "impression": _text(impression),
         "labels": None if item.labels is None else list(dict.fromkeys(map(_text, item.labels))),
@@ -97,8 +106,13 @@ class _WrongTypeError(Exception):
     """A value that its column cannot hold; the message is the column's name."""
 
 
-def _extra(item: Item, source: Source, image: StoredImage, schema: pa.Schema) -> dict[str, Any]:
-    values = {**item.extra, **source.load_extra(item)}
+def _extra(
+    item: Item, source: Source, image: StoredImage, schema: pa.Schema, quality: QualityConfig
+) -> dict[str, Any]:
+    try:
+        values = {**item.extra, **source.load_extra(item)}
+    except Exception as error:
+        raise UnreadableImage(*mask_problem(error)) from error
     found = {field.name: values.get(field.name) for field in schema}
     for field in schema:
         try:
@@ -107,30 +121,13 @@ def _extra(item: Item, source: Source, image: StoredImage, schema: pa.Schema) ->
             raise _WrongTypeError(field.name) from error
     mask = found.get("mask")
     if mask is not None:
-        found["mask"] = _fitted_mask(mask, image)
+        found["mask"] = fitted_mask(
+            mask,
+            (image.width, image.height),
+            (image.original_width, image.original_height),
+            quality.max_pixels,
+        )
     return found
-
-
-def _fitted_mask(data: bytes, image: StoredImage) -> bytes:
-    """The mask as it came where it has the stored image's size, else resized to it."""
-    from PIL import Image
-
-    sniff(data)
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as mask:
-            if mask.size == (image.width, image.height):
-                return data
-            if mask.size != (image.original_width, image.original_height):
-                raise UnreadableImage(
-                    "unreadable_image", f"mask of {mask.size}, image of {image.pixels.shape[::-1]}"
-                )
-            out = io.BytesIO()
-            mask.resize((image.width, image.height), Image.Resampling.NEAREST).save(out, format="PNG")
-            return out.getvalue()
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow reports damage in many ways
-        raise UnreadableImage("unreadable_image", f"mask, {type(error).__name__}") from None
 
 
 def _check_size(image: StoredImage, quality: QualityConfig) -> None:

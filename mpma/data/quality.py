@@ -28,7 +28,7 @@ from mpma.strict import StrictConfig
 REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         # the image
-        "missing_image": "the table or report names an image that is not there",
+        "missing_image": "the table, report, question or mask names an image that is not there",
         "empty_file": "the image file has no bytes",
         "truncated_image": "the image file ends before its pixels do",
         "unreadable_image": "the image file is damaged",
@@ -40,6 +40,11 @@ REASONS: Final[Mapping[str, str]] = MappingProxyType(
         "too_large": "the file declares more pixels, or has more bytes, than allowed",
         "too_small": "the image's shorter side is below the threshold",
         "constant_image": "every pixel has the same value",
+        # the mask and the questions
+        "missing_mask": "the image has no mask, or the table names one that is not there",
+        "unreadable_mask": "the mask's file is damaged, lossy, or has more than one channel",
+        "mask_size": "the mask has another size than its image",
+        "incomplete_question": "a question without words or without an answer",
         # the report
         "empty_report": "the report is empty, NaN or holds no word",
         "too_short_report": "the report has fewer words than the threshold",
@@ -68,8 +73,9 @@ _WORD: Final = re.compile(r"[^\W_]+")
 class QualityConfig(StrictConfig):
     """Thresholds of the row checks."""
 
-    min_report_words: int = Field(default=1, ge=1, le=1000)
-    """Fewest words (de-identification marks not counted) of the text that the model reads."""
+    min_report_words: int = Field(default=1, ge=0, le=1000)
+    """Fewest words (de-identification marks not counted) of the text that the model reads. 0: pairs without
+    a report are kept, for labelled sets."""
     max_report_characters: int = Field(default=50_000, ge=100, le=10_000_000)
     """Most characters of a report; beyond it the row is more likely a whole record than a report."""
     require_description: bool = True
@@ -141,6 +147,17 @@ def image_problem(error: Exception) -> tuple[str, str]:
     raise error
 
 
+def mask_problem(error: Exception) -> tuple[str, str]:
+    """Reason code and detail for what `load_extra` raised; other errors are raised again."""
+    if isinstance(error, UnreadableImage):
+        return ("unreadable_mask" if error.reason == "unreadable_image" else error.reason), error.detail
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing_mask", ""
+    if isinstance(error, OSError):
+        return "unreadable_mask", error.strerror or type(error).__name__
+    raise error
+
+
 class CrossRowChecks:
     """The checks that need all rows, over identifiers alone: observe every item once, then judge each.
 
@@ -187,7 +204,7 @@ def _report_problem(item: Item, config: QualityConfig) -> tuple[str, str] | None
     if not isinstance(item.report, str):
         return ("empty_report", "") if is_missing(item.report) else ("wrong_type", "the report is not text")
     if is_missing(item.report) or not _word_count(item.report):
-        return "empty_report", ""
+        return ("empty_report", "") if config.min_report_words else None
     if len(item.report) > config.max_report_characters:
         return "too_long_report", f"{len(item.report)} characters, the most is {config.max_report_characters}"
     findings, impression = resolve_sections(item)

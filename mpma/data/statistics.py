@@ -11,11 +11,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from mpma.data.dataset_info import ImagesInfo
+from mpma.data.masks import is_empty_mask
+from mpma.data.pairs import model_text
+
+_COUNTS: Final = ("pairs", "labelled_pairs", "reports", "masks", "empty_masks", "questions")
+_COUNTERS: Final = ("short_sides", "labels", "sources", "licenses")
 
 
 @dataclass
@@ -24,6 +29,10 @@ class PairStatistics:
 
     pairs: int = 0
     labelled_pairs: int = 0
+    reports: int = 0
+    masks: int = 0
+    empty_masks: int = 0
+    questions: int = 0
     patients: set[str] = field(default_factory=set)
     studies: set[str] = field(default_factory=set)
     grey_levels: list[int] = field(default_factory=lambda: [0] * 256)
@@ -44,22 +53,27 @@ class PairStatistics:
         if row["labels"] is not None:
             self.labelled_pairs += 1
             self.labels.update(set(row["labels"]))
+        if model_text(row["report"], row["findings"], row["impression"]):
+            self.reports += 1
+        if row.get("mask") is not None:
+            self.masks += 1
+            self.empty_masks += is_empty_mask(row["mask"])
+        self.questions += len(row.get("questions") or ())
 
     def merge(self, other: PairStatistics) -> None:
         """Add the counts of another part of the same split."""
-        self.pairs += other.pairs
-        self.labelled_pairs += other.labelled_pairs
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.patients |= other.patients
         self.studies |= other.studies
         self.grey_levels = [a + b for a, b in zip(self.grey_levels, other.grey_levels, strict=True)]
-        for name in ("short_sides", "labels", "sources", "licenses"):
+        for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` turns them back."""
         return {
-            "pairs": self.pairs,
-            "labelled_pairs": self.labelled_pairs,
+            **{name: getattr(self, name) for name in _COUNTS},
             "patients": sorted(self.patients),
             "studies": sorted(self.studies),
             "grey_levels": self.grey_levels,
@@ -72,16 +86,13 @@ class PairStatistics:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PairStatistics:
         """The statistics that `to_json` wrote."""
-        counters = {
-            name: Counter(dict(data[name])) for name in ("short_sides", "labels", "sources", "licenses")
-        }
+        counts: dict[str, Any] = {name: data[name] for name in _COUNTS}
+        counts |= {name: Counter(dict(data[name])) for name in _COUNTERS}
         return cls(
-            pairs=data["pairs"],
-            labelled_pairs=data["labelled_pairs"],
             patients=set(data["patients"]),
             studies=set(data["studies"]),
             grey_levels=list(data["grey_levels"]),
-            **counters,
+            **counts,
         )
 
     def images(self) -> ImagesInfo:

@@ -230,6 +230,10 @@ class ReportTokenizer:
                 words.append(token)
         return " ".join(words)
 
+    def token(self, number: int) -> str:
+        """The vocabulary's entry of a number."""
+        return str(self._tokenizer.id_to_token(number))
+
     def _continuation_table(self) -> np.ndarray | None:
         """bool [vocabulary]: does a piece continue a word? None where the tokeniser is not WordPiece."""
         model = json.loads(self._data)["model"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mpma.data.quality import CrossRowChecks, check_item
+from mpma.data.quality import CrossRowChecks, QualityConfig, check_item
 from mpma.data.sources.contract import Item, Rejection, Source
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
@@ -128,6 +128,11 @@ def write_parquet(root: Path, row_group_size: int = 4) -> Path:
     return root
 
 
+def quality_of(source: Source) -> QualityConfig:
+    """The thresholds that an ingest of the source takes by itself."""
+    return QualityConfig(min_report_words=int(source.reports_expected))
+
+
 def checked_items(source: Source) -> list[Item | Rejection]:
     """What a source lists, after the checks of single rows and of all rows together, in its order."""
     checks = CrossRowChecks()
@@ -136,6 +141,96 @@ def checked_items(source: Source) -> list[Item | Rejection]:
         if isinstance(item, Item):
             checks.observe(item)
     return [
-        item if isinstance(item, Rejection) else check_item(item) or checks.judge(item) or item
+        item
+        if isinstance(item, Rejection)
+        else check_item(item, quality_of(source)) or checks.judge(item) or item
         for item in listed
     ]
+
+
+def write_nih14(root: Path, images: int = 8, lists: bool = True) -> Path:
+    """Two images of each patient over two folders, with a box and, if wanted, the official lists."""
+    rows = [
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+        "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+    ]
+    names = [f"{number // 2 + 1:08d}_{number % 2:03d}.png" for number in range(images)]
+    for number, name in enumerate(names):
+        folder = root / f"images_{1 + number % 2:03d}" / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+        labels = "Edema|Pleural_Thickening" if number % 3 == 1 else "No Finding"
+        view = "AP" if number % 2 else "PA"
+        rows.append(f"{name},{labels},{number % 2},{number // 2 + 1},{50 + number},M,{view},96,80,0.1,0.1,")
+    (root / "Data_Entry_2017.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (root / "BBox_List_2017.csv").write_text(
+        f"Image Index,Finding Label,Bbox [x,y,w,h],,,\n{names[1]},Infiltrate,1.5,2.0,30.25,40.0,,,\n",
+        encoding="utf-8",
+    )
+    if lists:
+        (root / "train_val_list.txt").write_text("\n".join(names[:-2]) + "\n", encoding="utf-8")
+        (root / "test_list.txt").write_text("\n".join(names[-2:]), encoding="utf-8")
+    return root
+
+
+def write_vqamed2019(root: Path, images: int = 3) -> Path:
+    """The three parts, with images and two questions of each image."""
+    parts = (
+        ("ImageClef-2019-VQA-Med-Training", "Train_images", "All_QA_Pairs_train.txt"),
+        ("ImageClef-2019-VQA-Med-Validation", "Val_images", "All_QA_Pairs_val.txt"),
+        ("VQAMed2019Test", "VQAMed2019_Test_Images", "VQAMed2019_Test_Questions_w_Ref_Answers.txt"),
+    )
+    for place, (folder, picture_folder, file) in enumerate(parts):
+        pictures = root / folder / picture_folder
+        pictures.mkdir(parents=True)
+        modality, organ = [], []
+        for number in range(images):
+            name = f"synpic{10 * place + number}"
+            (pictures / f"{name}.jpg").write_bytes(encoded(grey_pixels(10 * place + number), "JPEG"))
+            kinds = ("modality|", "organ|") if place == 2 else ("", "")
+            modality.append(f"{name}|{kinds[0]}is this a ct scan?|{'yes' if number % 2 else 'no'}")
+            organ.append(f"{name}|{kinds[1]}what organ is shown?|lung, mediastinum#heart" + str(number))
+        (root / folder / file).write_text("\n".join([*modality, *organ]) + "\n", encoding="utf-8")
+        if place < 2:
+            categories = root / folder / "QAPairsByCategory"
+            categories.mkdir()
+            split = ("train", "val")[place]
+            for kind, lines in (("C1_Modality", modality), ("C3_Organ", organ)):
+                (categories / f"{kind}_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def mask_pixels(seed: int = 0, height: int = 80, width: int = 96) -> np.ndarray:
+    """uint8 [height, width]: 255 in a box, a margin of 127 around it, 0 elsewhere."""
+    values = np.zeros((height, width), np.uint8)
+    values[8 : 40 + seed % 7, 8:60] = 127
+    values[12 : 36 + seed % 7, 12:56] = 255
+    return values
+
+
+def write_masks(root: Path, images: int = 6) -> Path:
+    """Images and masks of the same names; the masks' endings differ."""
+    (root / "images" / "series").mkdir(parents=True)
+    (root / "masks" / "series").mkdir(parents=True)
+    for number in range(images):
+        folder = "series/" if number % 2 else ""
+        (root / "images" / f"{folder}{number}.v1.jpg").write_bytes(encoded(grey_pixels(number), "JPEG"))
+        (root / "masks" / f"{folder}{number}.v1.png").write_bytes(encoded(mask_pixels(number)))
+    return root
+
+
+def write_questions(root: Path, rows: int = 8) -> Path:
+    """Images of two splits without a report, and their questions in tables of their own."""
+    root.mkdir(parents=True)
+    for place, split in enumerate(("train", "val")):
+        numbers = range(rows * place, rows * (place + 1))
+        pairs = parquet_rows(rows, rows * place).select(["id", "patient_id", "image"])
+        pq.write_table(pairs, root / f"{split}-images.parquet", row_group_size=3)
+        asked = {
+            "image_id": [f"pair-{number}" for number in numbers for _ in range(2)],
+            "question": ["is this a chest?", "which side?"] * rows,
+            "answers": pa.array([["yes"], ["left", "left side"]] * rows, type=pa.list_(pa.string())),
+            "category": ["organ", "side"] * rows,
+        }
+        pq.write_table(pa.table(asked), root / f"{split}-qa.parquet")
+    return root

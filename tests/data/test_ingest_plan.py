@@ -34,6 +34,7 @@ class Listed:
     images: Mapping[str, bytes] = field(default_factory=dict)
     fields: tuple[pa.Field, ...] = ()
     name: str = "listed"
+    reports_expected: bool = True
 
     def assumptions(self) -> list[str]:
         return []

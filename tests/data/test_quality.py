@@ -20,6 +20,7 @@ from mpma.data.quality import (
     check_pixels,
     image_problem,
     is_missing,
+    mask_problem,
     normalised_report,
     resolve_sections,
 )
@@ -35,11 +36,42 @@ def item(**changes: object) -> Item:
 class Listed:
     """The part of a source that the checks use."""
 
+    reports_expected = True
+
     def __init__(self, *items: Item | Rejection) -> None:
         self._items = items
 
     def items(self) -> Iterator[Item | Rejection]:
         yield from self._items
+
+
+def test_zero_words_keep_a_pair_without_report_but_not_a_report_that_is_at_fault() -> None:
+    config = QualityConfig(min_report_words=0)
+    for report in ("", " \n", "nan", "XXXX"):
+        assert check_item(item(report=report), config) is None
+    for report, reason in (("x" * 60_000, "too_long_report"), ("INDICATION: cough", "nothing_described")):
+        found = check_item(item(report=report), config)
+        assert found is not None
+        assert found.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "gone"), "missing_mask"),
+        (PermissionError(13, "denied"), "unreadable_mask"),
+        (UnreadableImage("unreadable_image", "not a regular file"), "unreadable_mask"),
+        (UnreadableImage("outside_root"), "outside_root"),
+    ],
+)
+def test_a_mask_that_cannot_be_read_has_a_reason_of_its_own(error: Exception, reason: str) -> None:
+    assert mask_problem(error)[0] == reason
+    assert reason in REASONS
+
+
+def test_a_defect_while_a_mask_is_read_is_raised_again() -> None:
+    with pytest.raises(ZeroDivisionError):
+        mask_problem(ZeroDivisionError())
 
 
 def reasons(*items: Item | Rejection) -> list[str]:

@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from source_samples import checked_items, write_csv, write_openi, write_parquet
+from source_samples import (
+    checked_items,
+    quality_of,
+    write_csv,
+    write_masks,
+    write_nih14,
+    write_openi,
+    write_parquet,
+    write_questions,
+    write_vqamed2019,
+)
 
 from mpma.data.images import read_grey
 from mpma.data.pairs import OPTIONAL_FIELDS, PAIR_SCHEMA, SPLITS, VIEWS
@@ -24,6 +34,15 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
     "openi": lambda folder: build_source("openi", write_openi(folder / "openi")),
     "manifest of paths": lambda folder: build_source("manifest", write_csv(folder / "csv")),
     "manifest of images": lambda folder: build_source("manifest", write_parquet(folder / "parquet")),
+    "manifest of questions": lambda folder: build_source(
+        "manifest",
+        write_questions(folder / "questions"),
+        ("questions_table=*-qa.parquet", "reports=optional"),
+    ),
+    "nih14": lambda folder: build_source("nih14", write_nih14(folder / "nih14")),
+    "nih14 without lists": lambda folder: build_source("nih14", write_nih14(folder / "nih14", lists=False)),
+    "vqamed2019": lambda folder: build_source("vqamed2019", write_vqamed2019(folder / "vqa")),
+    "masks": lambda folder: build_source("masks", write_masks(folder / "masks"), ("ignore_value=127",)),
     "phantom": lambda folder: build_source("phantom", None, PHANTOM),
     "phantom, codes": lambda folder: build_source(
         "phantom", None, (*PHANTOM, "kind=codes_in_cells", "cells=16")
@@ -70,7 +89,7 @@ def test_values_are_of_the_pairs_own_terms(items: list[Item]) -> None:
 
 
 def test_sound_items_pass_every_check(source: Source, items: list[Item]) -> None:
-    assert [check_item(item) for item in items] == [None] * len(items)
+    assert [check_item(item, quality_of(source)) for item in items] == [None] * len(items)
     assert list(checked_items(source)) == items
 
 
@@ -79,6 +98,17 @@ def test_no_patient_is_given_to_two_splits(items: list[Item]) -> None:
     for item in items:
         splits.setdefault(item.patient_id, set()).add(item.split)
     assert all(len(found) == 1 for found in splits.values())
+
+
+def test_a_report_is_there_exactly_where_one_is_expected(source: Source, items: list[Item]) -> None:
+    assert {bool(item.report) for item in items} == {source.reports_expected}
+
+
+def test_truth_is_there_where_no_report_is(source: Source, items: list[Item]) -> None:
+    if not source.reports_expected:
+        for item in some(items):
+            whole = {**item.extra, **source.load_extra(item)}
+            assert item.labels is not None or whole.get("mask") or whole.get("questions")
 
 
 def test_images_decode_and_are_the_same_at_every_load(source: Source, items: list[Item]) -> None:

@@ -17,7 +17,14 @@ import yaml
 from pydantic import ValidationError
 
 from mpma.data.config import PhantomConfig
-from mpma.data.sources.config import ManifestOptions, OpeniOptions, PhantomOptions
+from mpma.data.sources.config import (
+    ManifestOptions,
+    MasksOptions,
+    Nih14Options,
+    OpeniOptions,
+    PhantomOptions,
+    VqaMed2019Options,
+)
 from mpma.errors import UserError
 from mpma.strict import StrictConfig, dotted_keys, split_assignment
 
@@ -128,6 +135,27 @@ def _manifest(root: Path | None, options: ManifestOptions) -> Source:
     return ManifestSource.resolve(root, options)
 
 
+def _nih14(root: Path | None, options: Nih14Options) -> Source:
+    from mpma.data.sources.nih14 import Nih14Source
+
+    assert root is not None
+    return Nih14Source.resolve(root, options)
+
+
+def _vqamed2019(root: Path | None, options: VqaMed2019Options) -> Source:
+    from mpma.data.sources.vqamed2019 import VqaMed2019Source
+
+    assert root is not None
+    return VqaMed2019Source.resolve(root, options)
+
+
+def _masks(root: Path | None, options: MasksOptions) -> Source:
+    from mpma.data.sources.masks import MasksSource
+
+    assert root is not None
+    return MasksSource.resolve(root, options)
+
+
 def _phantom(root: Path | None, options: PhantomConfig) -> Source:
     from mpma.data.sources.phantom import PhantomSource
 
@@ -147,6 +175,24 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "a CSV, TSV or Parquet table of image paths or embedded images and reports, or a folder of them",
             ManifestOptions,
             _manifest,
+        ),
+        "nih14": SourceKind(
+            "nih14",
+            "the NIH ChestX-ray14 folder with Data_Entry_2017_v2020.csv and images/ or images_001/ ...",
+            Nih14Options,
+            _nih14,
+        ),
+        "vqamed2019": SourceKind(
+            "vqamed2019",
+            "the VQA-Med 2019 folder with ImageClef-2019-VQA-Med-Training/ and the like",
+            VqaMed2019Options,
+            _vqamed2019,
+        ),
+        "masks": SourceKind(
+            "masks",
+            "a folder with images/ and masks/ whose files have the same names",
+            MasksOptions,
+            _masks,
         ),
         "phantom": SourceKind(
             "phantom",

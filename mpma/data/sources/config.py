@@ -28,6 +28,55 @@ class OpeniOptions(StrictConfig):
     one is there; the publisher's XML itself does not say which image is which view."""
 
 
+class Nih14Options(StrictConfig):
+    """Options of the `nih14` source."""
+
+    table: str | None = None
+    """CSV of labels, relative to the root. None: `Data_Entry_2017_v2020.csv`, else `Data_Entry_2017.csv`."""
+    images: str | None = None
+    """Folder of the PNG files, relative to the root. None: `images/`, `images_001/images/` to
+    `images_012/images/` and the root itself, whichever are there."""
+    val_fraction: float = Field(default=0.125, ge=0.0, lt=1.0)
+    """Share of the patients of `train_val_list.txt` that go to val, drawn from their numbers alone."""
+    splits: Literal["keep", "ignore"] = "keep"
+    """`keep` the publisher's test list where it is there; `ignore` it and draw by patient."""
+    license: str = "NIH Clinical Center: no restrictions, attribution requested"
+    """Licence of all pairs."""
+
+
+class VqaMed2019Options(StrictConfig):
+    """Options of the `vqamed2019` source."""
+
+    license: str = "CC BY 4.0"
+    """Licence of all pairs."""
+
+
+class MasksOptions(StrictConfig):
+    """Options of the `masks` source."""
+
+    images: str = "images"
+    """Folder of the images, relative to the root; folders in it are looked into."""
+    masks: str = "masks"
+    """Folder of the masks, relative to the root: each has its image's name, with any ending."""
+    mask_suffix: str = ""
+    """What the masks' names have behind the image's, such as `_mask`."""
+    foreground_value: int | None = Field(default=None, ge=0, le=255)
+    """Pixel value that means foreground. None: every value above 127."""
+    ignore_value: int | None = Field(default=None, ge=0, le=255)
+    """Pixel value that is left out of training and scores. None: there is none."""
+    patients: str | None = None
+    """CSV, TSV or Parquet table of image names and patients (and views and splits, where it has them),
+    relative to the root. None: every image is its own patient."""
+    patient_column: str | None = None
+    """Its column of patients. None: recognised by its usual names."""
+    image_column: str | None = None
+    """Its column of image names. None: recognised by its usual names."""
+    structure: str = ""
+    """What the masks outline, such as `lungs`; kept in a column of its own."""
+    license: str = ""
+    """Licence of all pairs."""
+
+
 class ColumnMapping(StrictConfig):
     """Which column of the table holds what. None: recognised by its usual names, or absent."""
 
@@ -57,6 +106,23 @@ class ColumnMapping(StrictConfig):
     """Licence of the row. Absent: the `license` option."""
     source: str | None = None
     """Where the row comes from. Absent: `manifest`."""
+    mask: str | None = None
+    """Masks: embedded PNG files, or paths relative to `image_root`. Absent: a binary column `mask`."""
+    questions: str | None = None
+    """List of question, answers and type, or JSON text of it. Absent: a column `questions` of that kind."""
+
+
+class QuestionColumns(StrictConfig):
+    """Which column of `questions_table` holds what. None: recognised by its usual names."""
+
+    pair_id: str | None = None
+    """Id of the image that is asked about, as in the pairs' own table."""
+    question: str | None = None
+    """The question."""
+    answers: str | None = None
+    """Accepted answers: a list, or one text."""
+    type: str | None = None
+    """Kind of question, by which figures are broken down. Absent: empty."""
 
 
 class ManifestOptions(StrictConfig):
@@ -65,7 +131,16 @@ class ManifestOptions(StrictConfig):
     columns: ColumnMapping = ColumnMapping()
     """Which column holds what, where the names are not recognised."""
     tables: str | None = None
-    """Pattern of the table files inside the root, such as `reports-*.csv`. None: all CSV, TSV and Parquet."""
+    """Pattern of the table files inside the root, such as `reports-*.csv`. None: all CSV, TSV and Parquet
+    that are not tables of questions."""
+    reports: Literal["expected", "optional"] = "expected"
+    """`optional`: rows without a report, and tables without a column of reports, are taken. `--min-words 0`
+    says the same."""
+    questions_table: str | None = None
+    """Pattern of tables of questions inside the root, such as `*-qa.parquet`, one question a row, joined to
+    the pairs by their id. None: no such table."""
+    question_columns: QuestionColumns = QuestionColumns()
+    """Which column of `questions_table` holds what, where the names are not recognised."""
     filter: str | None = None
     """Rows to keep, such as `modality == XR and view in [PA, AP]`. None: all. Rows left out are counted, not
     quarantined."""

@@ -69,6 +69,11 @@ class Source(Protocol):
         """The source's name, as `SOURCES` lists it."""
         ...
 
+    @property
+    def reports_expected(self) -> bool:
+        """Whether a pair without a report is a defect; False for labelled archives that have none."""
+        ...
+
     def assumptions(self) -> list[str]:
         """What was recognised or assumed, one line each, printed before the work starts."""
         ...
@@ -97,7 +102,8 @@ class Source(Protocol):
     def load_extra(self, item: Item) -> dict[str, Any]:
         """Columns of `extra_schema` that are too large to be listed (masks), by name; empty where none is.
 
-        They win over those of `Item.extra`. Raises OSError where they cannot be read.
+        They win over those of `Item.extra`. Raises OSError where they cannot be read, `UnreadableImage` with
+        a code of its own where a mask is refused.
         """
         ...
 

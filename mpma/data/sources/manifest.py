@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mpma.data.pairs import OPTIONAL_FIELDS
 from mpma.data.quality import is_missing
 from mpma.data.sources.config import ManifestOptions
 from mpma.data.sources.contract import Item, Rejection
@@ -26,6 +27,14 @@ from mpma.data.sources.manifest_columns import (
     describe_columns,
     image_column_path,
     resolve_columns,
+)
+from mpma.data.sources.manifest_questions import (
+    Question,
+    QuestionTable,
+    describe_questions,
+    joined,
+    question_tables,
+    questions_of_cell,
 )
 from mpma.data.sources.paths import forward, lexically_inside, read_inside
 from mpma.data.sources.row_filter import Expression, check_filter, filter_columns, filter_mask, parse_filter
@@ -58,6 +67,7 @@ class ManifestSource:
     options: ManifestOptions
     row_filter: Expression | None
     extra: pa.Schema
+    questions: tuple[QuestionTable, ...] = ()
     name: str = "manifest"
 
     @classmethod
@@ -65,7 +75,12 @@ class ManifestSource:
         """Open the tables of a root. Raises `UserError` naming the file, column or option at fault."""
         options = options or ManifestOptions()
         base = Path(root)
-        files = find_tables(base, options.tables)
+        asking = [] if options.questions_table is None else find_tables(base, options.questions_table)
+        files = [file for file in find_tables(base, options.tables) if file not in asking]
+        if not files:
+            raise UserError(
+                f"questions_table: {options.questions_table!r} leaves no table of images in {base}"
+            )
         image_root = base if base.is_dir() else base.parent
         if options.image_root is not None:
             image_root = image_root / options.image_root
@@ -76,7 +91,13 @@ class ManifestSource:
         row_filter = None if options.filter is None else parse_filter(options.filter)
         opened = [Table.open(file, options.delimiter, options.encoding) for file in files]
         columns = [
-            resolve_columns(table.file, table.schema, options.columns, options.patient_per_row)
+            resolve_columns(
+                table.file,
+                table.schema,
+                options.columns,
+                options.patient_per_row,
+                options.reports == "optional",
+            )
             for table in opened
         ]
         if row_filter is not None:
@@ -88,7 +109,20 @@ class ManifestSource:
             # A name for some tables and none for others says too little to draw the rest by.
             splits = list(named) if all(named) else splits
         tables = tuple(map(ManifestTable, opened, columns, splits))
-        return cls(base, image_root, tables, options, row_filter, _extra_schema(tables))
+        questions = question_tables(asking, options.question_columns, options.delimiter, options.encoding)
+        extra = _extra_schema(tables)
+        if questions:
+            if "questions" in extra.names:
+                raise UserError(
+                    "questions_table: the pairs' own table has a column of questions as well",
+                    "leave one of them out",
+                )
+            extra = extra.append(OPTIONAL_FIELDS["questions"])
+        return cls(base, image_root, tables, options, row_filter, extra, questions)
+
+    @property
+    def reports_expected(self) -> bool:
+        return self.options.reports == "expected"
 
     def assumptions(self) -> list[str]:
         first, *others = self.tables
@@ -100,8 +134,10 @@ class ManifestSource:
             for other in others
             if other.columns.of != first.columns.of
         ]
-        if self.extra.names:
-            lines.append(f"kept as they are: {', '.join(self.extra.names)}")
+        lines += describe_questions(self.questions)
+        kept = [name for name in self.extra.names if name not in OPTIONAL_FIELDS]
+        if kept:
+            lines.append(f"kept as they are: {', '.join(kept)}")
         lines.append(self._about_splits())
         if "patient_id" not in first.columns.of:
             lines.append(
@@ -135,6 +171,18 @@ class ManifestSource:
         return kept
 
     def items(self) -> Iterator[Item | Rejection]:
+        asked, refused = joined(self.questions)
+        listed_ids: set[str] = set()
+        yield from self._table_items(asked, listed_ids)
+        yield from refused
+        for pair_id, questions in asked.items():
+            if pair_id not in listed_ids:
+                detail = f"{len(questions)} questions ask about it"
+                yield Rejection(self.questions[0].table.file.name, pair_id, "missing_image", detail)
+
+    def _table_items(
+        self, asked: dict[str, list[Question]], listed_ids: set[str]
+    ) -> Iterator[Item | Rejection]:
         for index, found in enumerate(self.tables):
             listed = found.columns.listed
             filtered = () if self.row_filter is None else filter_columns(self.row_filter)
@@ -143,7 +191,10 @@ class ManifestSource:
                     where = f"{found.name}, line {rows.line}" if rows.line else found.name
                     yield Rejection(where, "", "unreadable_row", f"{rows.cells} cells")
                 else:
-                    yield from self._batch_items(index, found, rows, filtered)
+                    if self.questions:
+                        # Rows that a filter leaves out are there all the same.
+                        listed_ids.update(_pair_ids(found, rows))
+                    yield from self._batch_items(index, found, rows, filtered, asked)
 
     def load_image(self, item: Item) -> bytes:
         if "path" in item.locator:
@@ -157,17 +208,23 @@ class ManifestSource:
         return data
 
     def load_extra(self, item: Item) -> dict[str, Any]:
-        if "row" not in item.locator:
-            return {}
         found = self.tables[item.locator["table"]]
         row_group, row = item.locator["row_group"], item.locator["row"]
-        return {
+        values: dict[str, Any] = {
             stored: read_cell(found.table.file, column, row_group, row)
             for stored, column in found.columns.large.items()
         }
+        if "mask" in item.locator:
+            values["mask"] = read_inside(self.image_root, item.locator["mask"], self.options.max_image_bytes)
+        return values
 
     def _batch_items(
-        self, index: int, found: ManifestTable, rows: Rows, filtered: tuple[str, ...]
+        self,
+        index: int,
+        found: ManifestTable,
+        rows: Rows,
+        filtered: tuple[str, ...],
+        asked: dict[str, list[Question]],
     ) -> Iterator[Item | Rejection]:
         positions = range(rows.batch.num_rows)
         batch = rows.batch
@@ -176,22 +233,43 @@ class ManifestSource:
             positions = pc.indices_nonzero(mask).to_pylist()
             batch = batch.filter(mask)
         of = found.columns.of
-        cells = {field: batch.column(column).to_pylist() for field, column in of.items() if field != "image"}
+        cells = {
+            field: batch.column(column).to_pylist()
+            for field, column in of.items()
+            if field != "image" and field not in found.columns.large
+        }
         extra = self._extra_cells(found, batch)
         for row, position in enumerate(positions):
             values = {field: column[row] for field, column in cells.items()}
             number = rows.first + position
-            place = {"table": index, "row_group": rows.row_group, "row": rows.first_in_group + position}
-            yield self._item(
-                found, number, place, values, {name: column[row] for name, column in extra.items()}
-            )
+            place: dict[str, Any] = {
+                "table": index,
+                "row_group": rows.row_group,
+                "row": rows.first_in_group + position,
+            }
+            others = {name: column[row] for name, column in extra.items()}
+            if self.questions:
+                others["questions"] = asked.get(_pair_id(found, number, values))
+            incomplete = 0
+            if "questions" in values:
+                try:
+                    others["questions"], incomplete = questions_of_cell(values["questions"])
+                except ValueError as error:
+                    pair_id = _pair_id(found, number, values)
+                    yield Rejection(
+                        _where(found, number), pair_id, "wrong_type", f"column questions: {error}"
+                    )
+                    continue
+            for _ in range(incomplete):
+                yield Rejection(_where(found, number), _pair_id(found, number, values), "incomplete_question")
+            yield self._item(found, number, place, values, others)
 
     def _extra_cells(self, found: ManifestTable, batch: pa.RecordBatch) -> dict[str, list[Any]]:
         """Every extra column of the source by its stored name; null where this table has none of it."""
         cells: dict[str, list[Any]] = {}
         for field in self.extra:
             column = found.columns.extra.get(field.name)
-            if field.name in found.columns.large:
+            if field.name in found.columns.large or field.name in found.columns.of:
                 continue
             if column is None:
                 cells[field.name] = [None] * batch.num_rows
@@ -203,14 +281,14 @@ class ManifestSource:
         self,
         found: ManifestTable,
         number: int,
-        place: dict[str, int],
+        place: dict[str, Any],
         values: dict[str, Any],
         extra: dict[str, Any],
     ) -> Item | Rejection:
-        where = f"{found.name}, row {number + 1}"
+        where = _where(found, number)
         embedded = "image" in found.columns.of
         path = forward(as_text(values.get("path"))) if not embedded else ""
-        pair_id = as_text(values["pair_id"]) if "pair_id" in values else path or f"{found.name}-{number + 1}"
+        pair_id = _pair_id(found, number, values)
         if not embedded:
             if not path:
                 return Rejection(where, pair_id, "missing_image", "the row names no image")
@@ -226,6 +304,11 @@ class ManifestSource:
             split = as_split(values["split"])
             if split is None:
                 return Rejection(path or where, pair_id, "unknown_split", where)
+        mask = forward(as_text(values.get("mask")))
+        if mask and not lexically_inside(mask):
+            return Rejection(mask, pair_id, "outside_root", where)
+        if mask:
+            place = {**place, "mask": mask}
         findings, impression = _section(values.get("findings")), _section(values.get("impression"))
         return Item(
             pair_id=pair_id,
@@ -259,6 +342,25 @@ class ManifestSource:
         return "no split is given: patients are drawn"
 
 
+def _where(found: ManifestTable, number: int) -> str:
+    return f"{found.name}, row {number + 1}"
+
+
+def _pair_id(found: ManifestTable, number: int, values: dict[str, Any]) -> str:
+    """A row's id: its column's, else the path of its image, else its place."""
+    if "pair_id" in values:
+        return as_text(values["pair_id"])
+    path = "" if "image" in found.columns.of else forward(as_text(values.get("path")))
+    return path or f"{found.name}-{number + 1}"
+
+
+def _pair_ids(found: ManifestTable, rows: Rows) -> Iterator[str]:
+    of = found.columns.of
+    cells = {field: rows.batch.column(of[field]).to_pylist() for field in ("pair_id", "path") if field in of}
+    for place in range(rows.batch.num_rows):
+        yield _pair_id(found, rows.first + place, {field: column[place] for field, column in cells.items()})
+
+
 def _section(value: Any) -> str | None:
     return None if is_missing(value) else as_text(value)
 
@@ -276,6 +378,8 @@ def _extra_schema(tables: tuple[ManifestTable, ...]) -> pa.Schema:
     for found in tables:
         for stored, column in found.columns.extra.items():
             kind = found.table.schema.field(column).type
+            if stored in found.columns.of:
+                kind = OPTIONAL_FIELDS[stored].type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             kinds.setdefault(stored, []).append((found.name, kind))
     return pa.schema([pa.field(stored, _common(stored, given)) for stored, given in kinds.items()])

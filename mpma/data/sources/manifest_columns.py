@@ -51,6 +51,8 @@ USUAL_NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Field of a pair: usual column names, the more telling first, in lower case without spaces and signs."""
 
+_REPORT_FIELDS: Final = frozenset({"report", "findings", "impression"})
+
 RECOMPUTED: Final = ("width", "height")
 """Columns that are not kept, since the stored image has its own."""
 
@@ -65,34 +67,39 @@ class ResolvedColumns:
     """Stored name to column, for every other column."""
 
     large: dict[str, str]
-    """The part of `extra` that is binary (masks), which is read with the image and not listed."""
+    """Stored name to Parquet's name of the binary columns (masks): read with the image, not listed."""
 
     @property
     def listed(self) -> list[str]:
         """Columns that listing reads: all but embedded images and other binaries."""
-        mapped = (column for field, column in self.of.items() if field != "image")
+        mapped = (column for field, column in self.of.items() if field != "image" and field not in self.large)
         small = (column for stored, column in self.extra.items() if stored not in self.large)
         return list(dict.fromkeys((*mapped, *small)))
 
 
 def resolve_columns(
-    file: Path, schema: pa.Schema, given: ColumnMapping, patient_per_row: bool
+    file: Path,
+    schema: pa.Schema,
+    given: ColumnMapping,
+    patient_per_row: bool,
+    reports_optional: bool = False,
 ) -> ResolvedColumns:
     """Find each field's column in a table.
 
     Raises:
-        UserError: a given column that is not there (the nearest is named), no image, no report, or no
-            patient (unless `patient_per_row`).
+        UserError: a given column that is not there (the nearest is named), no image, no report (unless
+            `reports_optional`), or no patient (unless `patient_per_row`).
     """
     usual: dict[str, str] = {}
     for name in schema.names:
         usual.setdefault(_plain(name), name)
     of: dict[str, str] = {}
-    for field, candidates in USUAL_NAMES.items():
+    # Masks and questions have one usual name, that of the stored column; others are only taken when typed.
+    for field, candidates in {**USUAL_NAMES, "mask": (), "questions": ()}.items():
         column = getattr(given, field)
         if column is not None:
             if column not in schema.names:
-                raise _unknown_column(file, field, column, schema.names)
+                raise _unknown_column(file, f"columns.{field}", column, schema.names)
             _check_kind(file, field, column, schema.field(column).type)
             of[field] = column
             continue
@@ -104,9 +111,14 @@ def resolve_columns(
                 break
     if "image" in of and given.path is None:
         of.pop("path", None)
-    _require(file, of, schema.names, patient_per_row)
+    _require(file, of, schema.names, patient_per_row, reports_optional)
     extra = _extra(schema, of)
-    large = {stored: name for stored, name in extra.items() if _is_binary(schema.field(name).type)}
+    large = {
+        stored: image_column_path(name, schema.field(name).type)
+        for stored, name in extra.items()
+        if _is_binary(schema.field(name).type)
+        or (name == of.get("mask") and _fits("image", schema.field(name).type))
+    }
     return ResolvedColumns(of, extra, large)
 
 
@@ -127,20 +139,34 @@ def describe_columns(columns: ResolvedColumns, given: ColumnMapping) -> list[str
         "license": "licences are unknown, unless `license` is set",
     }
     lines += [f"no {field} column: {meaning[field]}" for field in absent]
-    if "report" not in columns.of:
+    if not _REPORT_FIELDS & set(columns.of):
+        lines.append("no report column: pairs have no report; this set serves evaluation, not pre-training")
+    elif "report" not in columns.of:
         lines.append("no report column: reports are put together from findings and impression")
+    if "questions" in columns.extra:
+        lines.append(f"questions = {columns.extra['questions']}")
+    if "mask" in columns.extra:
+        lines.append(
+            f"masks = {columns.extra['mask']}: 0 is background, 127 ignored, anything else foreground"
+        )
     return lines
 
 
-def _require(file: Path, of: dict[str, str], names: Sequence[str], patient_per_row: bool) -> None:
+def _require(
+    file: Path, of: dict[str, str], names: Sequence[str], patient_per_row: bool, reports_optional: bool
+) -> None:
     has = f"its columns are {', '.join(name for name in names if name)}"
     if "image" not in of and "path" not in of:
         raise UserError(
             f"{file} has no column of images or image paths",
             f"name it: --set columns.path=COLUMN; or choose the tables: --set tables=PATTERN ({has})",
         )
-    if not {"report", "findings", "impression"} & set(of):
-        raise UserError(f"{file} has no column of reports", f"name it: --set columns.report=COLUMN ({has})")
+    if not reports_optional and not _REPORT_FIELDS & set(of):
+        raise UserError(
+            f"{file} has no column of reports",
+            "name it: --set columns.report=COLUMN; or, for a labelled set without reports, which serves "
+            f"evaluation only: --min-words 0 ({has})",
+        )
     if "patient_id" not in of and not patient_per_row:
         raise UserError(
             f"{file} has no column of patients, without whom no split is sound",
@@ -152,11 +178,19 @@ def _require(file: Path, of: dict[str, str], names: Sequence[str], patient_per_r
 def _extra(schema: pa.Schema, of: dict[str, str]) -> dict[str, str]:
     """Stored name to column; names that a pair uses otherwise get `table_` in front."""
     extra: dict[str, str] = {}
+    typed = {of[field]: field for field in OPTIONAL_FIELDS if field in of}
     for name in schema.names:
+        if name in typed:
+            extra[typed[name]] = name
+            continue
         if name in of.values() or name in RECOMPUTED or not name:
             continue
         kind = schema.field(name).type
-        taken = name in PAIR_SCHEMA.names or (name in OPTIONAL_FIELDS and kind != OPTIONAL_FIELDS[name].type)
+        taken = (
+            name in PAIR_SCHEMA.names
+            or name in typed.values()
+            or (name in OPTIONAL_FIELDS and kind != OPTIONAL_FIELDS[name].type)
+        )
         stored = f"table_{name}" if taken else name
         while stored != name and stored in schema.names:
             stored = f"table_{stored}"
@@ -171,6 +205,13 @@ def _fits(field: str, kind: pa.DataType) -> bool:
             and kind.get_field_index("bytes") >= 0
             and _is_binary(kind.field("bytes").type)
         )
+    if field in ("mask", "questions") and pa.types.is_null(kind):
+        return True
+    if field == "mask":
+        return _fits("image", kind) or _is_text(kind)
+    if field == "questions":
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return _is_text(kind) or (listed and pa.types.is_struct(kind.value_type))
     if field == "labels":
         return (
             _is_text(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)
@@ -182,18 +223,28 @@ def _fits(field: str, kind: pa.DataType) -> bool:
 
 
 def _check_kind(file: Path, field: str, column: str, kind: pa.DataType) -> None:
-    if not _fits(field, kind) and not (pa.types.is_integer(kind) and field not in ("image", "path")):
+    if not _fits(field, kind) and not (
+        pa.types.is_integer(kind) and field not in ("image", "path", "mask", "questions")
+    ):
         raise UserError(f"columns.{field}: column {column!r} of {file} holds {kind}, which cannot be that")
 
 
-def _unknown_column(file: Path, field: str, column: str, names: Sequence[str]) -> UserError:
+def _unknown_column(file: Path, option: str, column: str, names: Sequence[str]) -> UserError:
+    return UserError(f"{option}: {file} has no column {column!r}", nearest_column(column, names))
+
+
+def nearest_column(column: str, names: Sequence[str]) -> str:
+    """A hint for a column that is not there."""
     near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
-    return UserError(
-        f"columns.{field}: {file} has no column {column!r}",
-        f"the nearest is {near[0]!r}"
-        if near
-        else f"its columns are {', '.join(name for name in names if name)}",
-    )
+    return f"the nearest is {near[0]!r}" if near else f"its columns are {', '.join(filter(None, names))}"
+
+
+def usual_column(names: Sequence[str], candidates: Sequence[str]) -> str | None:
+    """The column that has the first of some plain names, whatever its case, spaces and signs."""
+    usual: dict[str, str] = {}
+    for name in names:
+        usual.setdefault(_plain(name), name)
+    return next((usual[candidate] for candidate in candidates if candidate in usual), None)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -76,6 +76,7 @@ class OpeniSource:
     views_table: str = ""
     unpacked_wins: bool = False
     name: str = "openi"
+    reports_expected: bool = True
 
     @classmethod
     def resolve(cls, root: str | Path, options: OpeniOptions | None = None) -> OpeniSource:

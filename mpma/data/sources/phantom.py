@@ -53,6 +53,7 @@ class PhantomSource:
     copies: int = 3
     cues: int = 1
     name: str = "phantom"
+    reports_expected: bool = True
     _last: tuple[str, bytes, dict[str, Any]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
