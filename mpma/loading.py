@@ -2,6 +2,7 @@
 
 Decisions: everything that uses a model after training (evaluation, embeddings, export) takes a
 `LoadedModel`, whatever it was loaded from: a run's checkpoint, an exported folder, or no training at all.
+`load` takes the folder of either and is what a notebook calls.
 The same encoder untrained is the model that its run began with, by the same seed. Weights are named by a
 hash of their values, so that what was computed with them can be kept and found again.
 """
@@ -9,10 +10,10 @@ hash of their values, so that what was computed with them can be kept and found 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,17 @@ import torch
 from torch import Tensor
 
 from mpma.config import ExperimentConfig
+from mpma.data.dataset import Dataset
 from mpma.data.decoding import Cropper
+from mpma.data.pairs import model_text
+from mpma.data.storage import Storage, open_storage
 from mpma.data.tokenizer import ReportTokenizer
+from mpma.embedding import BATCH_SIZE, Vectors, embed_all
 from mpma.errors import UserError
+from mpma.given_images import GivenImage, encoded_grey
 from mpma.model.pretraining import PretrainingModel, build_model
 from mpma.training import checkpoint as checkpoints
-from mpma.training.run_directory import TOKENIZER_FILE, RunDirectory
+from mpma.training.run_directory import CONFIG_FILE, TOKENIZER_FILE, RunDirectory
 
 
 @dataclass
@@ -93,6 +99,79 @@ class LoadedModel:
         ids, attention, words = (torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays)
         return ids, attention, words
 
+    def embed_images(self, images: Sequence[GivenImage], batch_size: int = BATCH_SIZE) -> Vectors:
+        """Aligned image vectors, float32 [n, A] of unit norm, of whole images (their central square).
+
+        Takes bytes of image files, uint8 arrays [H,W] (0 is black) and Pillow images. Raises `UserError`
+        naming the place in the list of what cannot be read.
+        """
+        return embed_all(self, encoded_grey(images), None, "image", batch_size)
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> Vectors:
+        """Aligned text vectors, float32 [n, A] of unit norm: their dot product with an image's is the cosine.
+
+        Texts are reports or sentences; what is longer than the model's limit is cut. Raises `UserError`
+        naming the place in the list of an empty one.
+        """
+        return embed_all(self, None, _written(texts), "text", batch_size)
+
+    def embed_pairs(
+        self, images: Sequence[GivenImage], texts: Sequence[str], batch_size: int = BATCH_SIZE
+    ) -> Vectors:
+        """Fused representation of pairs, float32 [n, E+D]: mean of the fused words, mean patch token.
+
+        Raises `UserError` as the two above, and where there are not as many texts as images.
+        """
+        if len(images) != len(texts):
+            raise UserError(f"{len(images)} images and {len(texts)} texts: a pair needs one of each")
+        return embed_all(self, encoded_grey(images), _written(texts), "fused", batch_size)
+
+
+def load(place: str | Path, *, device: torch.device | str = "cpu", precision: str = "fp32") -> LoadedModel:
+    """A model from an exported folder or the folder of a run, a path or URI; ready to embed.
+
+    `precision`: `fp32` or `bf16`. Raises `UserError` where there is neither, or what is there is damaged.
+
+    Example:
+        >>> model = mpma.load("exports/demo")
+        >>> model.embed_images([open("radiograph.png", "rb").read()])
+    """
+    from mpma.export import is_export, load_export
+
+    folder = open_storage(place)
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision {precision!r} is unknown", "fp32 or bf16")
+    if is_export(folder):
+        return load_export(folder, device=device, precision=precision)
+    if not folder.exists(CONFIG_FILE):
+        raise UserError(
+            f"{folder.location}: neither an exported model nor a run",
+            "export one first: python -m orchestration.export --run runs/NAME --out DIR",
+        )
+    run = RunDirectory(folder)
+    return load_run(run, device=device, precision=precision, fallback_tokenizer=dataset_tokenizer(run))
+
+
+def dataset_tokenizer(run: RunDirectory) -> ReportTokenizer | None:
+    """Tokeniser of a run's dataset, for runs that keep none; None where the dataset is not at hand."""
+    path = run.stored_config().data.path if run.exists() else None
+    try:
+        return None if path is None else Dataset.open(path).tokenizer()
+    except UserError:
+        return None
+
+
+def trained_on(run: RunDirectory, step: int | None = None) -> str:
+    """Fingerprint of the data of a run's checkpoint, from its marker. Raises `UserError` as `load_run`."""
+    if step is not None:
+        return checkpoints.read_state(_checkpoint_folder(run, step)).data_fingerprint
+    for name in reversed(checkpoints.list_checkpoints(run.checkpoints)):
+        try:
+            return checkpoints.read_state(run.checkpoints.child(name)).data_fingerprint
+        except UserError:
+            continue
+    raise _no_checkpoint(run)
+
 
 def load_run(
     run: RunDirectory,
@@ -100,20 +179,24 @@ def load_run(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     name: str = "pretrained",
+    step: int | None = None,
     fallback_tokenizer: ReportTokenizer | None = None,
 ) -> LoadedModel:
-    """The newest whole checkpoint of a run.
+    """A checkpoint of a run: that of `step`, else the newest that is whole.
 
     `fallback_tokenizer` serves runs that keep none of their own. Raises `UserError` where there is no run,
-    no whole checkpoint, no tokeniser, or weights that do not fit the run's configuration.
+    no such whole checkpoint, no tokeniser, or weights that do not fit the run's configuration.
     """
     if not run.exists():
         raise UserError(
             f"{run.folder.location}: no run there", "give --run the folder of a run, such as runs/demo"
         )
     config = run.stored_config()
-    found = _newest(run)
-    model = build_model(config, **found.state.model, seed=config.training.seed)
+    found = _newest(run) if step is None else _of_step(run, step)
+    # The checkpoint holds all weights, so those that the training began with need not be at hand.
+    image = config.image.model_copy(update={"pretrained": None})
+    settings = config.model_copy(update={"image": image})
+    model = build_model(settings, **found.state.model, seed=config.training.seed)
     checkpoints.load_model_tensors(model, found.model, f"{run.name}, {found.name}")
     return LoadedModel(
         name=name,
@@ -129,21 +212,53 @@ def load_run(
     )
 
 
-def untrained(like: LoadedModel, name: str = "untrained") -> LoadedModel:
-    """The same model with the weights that its training began with (pretrained parts as configured)."""
-    model = build_model(like.config, **like.facts, seed=like.config.training.seed)
+def untrained(
+    like: LoadedModel, name: str = "untrained", config: ExperimentConfig | None = None
+) -> LoadedModel:
+    """The same model with the weights that its training began with (pretrained parts as configured).
+
+    `config` in place of the model's own says other pretrained parts; its sizes must be the same.
+    """
+    config = config or like.config
+    model = build_model(config, **like.facts, seed=config.training.seed)
     return LoadedModel(
         name=name,
         model=model,
-        config=like.config,
+        config=config,
         tokenizer=like.tokenizer,
         facts=like.facts,
-        origin=f"untrained, seed {like.config.training.seed}",
+        origin=f"untrained, seed {config.training.seed}",
         step=0,
         data_fingerprint=None,
         device=like.device,
         precision=like.precision,
     )
+
+
+def _written(texts: Sequence[str]) -> list[str]:
+    """Texts as the model reads them."""
+    if isinstance(texts, str):
+        raise UserError("one text was given where a list of texts is expected", "embed_texts([text])")
+    read = [model_text(text, "", "") for text in texts]
+    for place, text in enumerate(read):
+        if not text:
+            raise UserError(f"text {place} of {len(read)} is empty", "leave it out: it has no vector")
+    return read
+
+
+def _of_step(run: RunDirectory, step: int) -> checkpoints.Checkpoint:
+    return checkpoints.read_checkpoint(_checkpoint_folder(run, step), parts=(checkpoints.MODEL_FILE,))
+
+
+def _checkpoint_folder(run: RunDirectory, step: int) -> Storage:
+    names = checkpoints.list_checkpoints(run.checkpoints)
+    wanted = checkpoints.checkpoint_name(step)
+    if wanted in names:
+        return run.checkpoints.child(wanted)
+    if not names:
+        raise _no_checkpoint(run)
+    known = ", ".join(str(int(name.removeprefix("step_"))) for name in names)
+    raise UserError(f"{run.name}: there is no checkpoint of step {step}", f"those kept are of step {known}")
 
 
 def _newest(run: RunDirectory) -> checkpoints.Checkpoint:
@@ -153,9 +268,12 @@ def _newest(run: RunDirectory) -> checkpoints.Checkpoint:
             return checkpoints.read_checkpoint(run.checkpoints.child(name), parts=(checkpoints.MODEL_FILE,))
         except UserError as error:
             refused.append(error.message)
-    raise UserError(
-        f"{run.name}: there is no whole checkpoint" + (f" ({refused[0]})" if refused else ""),
-        "train it first: python -m orchestration.pretrain",
+    raise _no_checkpoint(run, f" ({refused[0]})" if refused else "")
+
+
+def _no_checkpoint(run: RunDirectory, why: str = "") -> UserError:
+    return UserError(
+        f"{run.name}: there is no whole checkpoint{why}", "train it first: python -m orchestration.pretrain"
     )
 
 
@@ -177,8 +295,3 @@ def _run_tokenizer(
             f"the checkpoint {vocabulary_size}"
         )
     return tokenizer
-
-
-def facts_to_json(facts: Mapping[str, Any]) -> str:
-    """The facts as a file holds them."""
-    return json.dumps(dict(facts), indent=1, sort_keys=True)

@@ -158,10 +158,12 @@ def connected(
                 )
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            # Among others a bare Exception where Ray's own processes do not come up in time.
             raise UserError(
                 f"Ray at {address or 'this machine'} does not answer ({type(error).__name__})",
-                "see `ray status`; without --address a private Ray is started here",
+                "see `ray status`; without --address a private Ray is started here, which an overloaded "
+                "machine may be too slow for",
             ) from None
     _close_token_file()
     beside.join()

@@ -22,6 +22,8 @@ TASKS: tuple[TaskName, ...] = (
     "vqa",
 )
 
+DEFAULT_BREAKDOWN: tuple[str, ...] = ("view", "source")
+
 
 class FitConfig(StrictConfig):
     """How a head, or a head and the encoders under it, is trained."""
@@ -143,11 +145,13 @@ class EvaluationConfig(StrictConfig):
 
     tasks: list[TaskName] = Field(default=list(TASKS), min_length=1)
     """Tasks to run; one whose data are not there (no masks, no questions) is skipped and said."""
+    untrained: bool = True
+    """Whether the same model without training stands beside every figure."""
     seeds: int = Field(default=3, ge=1, le=100)
     """Seeds of label subsets and of training; figures are means over them."""
     resamples: int = Field(default=1000, ge=100, le=1_000_000)
     """Bootstrap resamples of patients."""
-    breakdown: list[str] = Field(default=["view", "source"])
+    breakdown: list[str] = Field(default=list(DEFAULT_BREAKDOWN))
     """Columns whose values get figures of their own, each with at least `breakdown_least_patients`."""
     breakdown_least_patients: int = Field(default=20, ge=1)
     """Test patients below which a value of a breakdown column is left out."""
@@ -169,5 +173,8 @@ class EvaluationConfig(StrictConfig):
     """Questions."""
     batch_size: int = Field(default=64, ge=1, le=4096)
     """Images or texts embedded at a time."""
+    threads_per_job: int = Field(default=1, ge=1, le=256)
+    """CPU threads of one job. Jobs run beside each other, so one is usually best; scores are equal bit for
+    bit only under the same number."""
     image_cache_bytes: int = Field(default=2 * 1024**3, ge=0)
     """Most memory in which a fit keeps its encoded images; beyond it they are read again each epoch."""

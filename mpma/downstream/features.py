@@ -138,3 +138,8 @@ def centre_views(loaded: LoadedModel, data: LabelledData, split: str, rows: Rows
     zeros = np.zeros(len(rows), np.int64)
     pixels = loaded.cropper()(data.images(split, rows), zeros, rows, augment=False)
     return pixels.to(loaded.device)
+
+
+def autocast(loaded: LoadedModel) -> torch.autocast:
+    """The model's precision, for a forward pass."""
+    return torch.autocast(loaded.device.type, torch.bfloat16, enabled=loaded.precision == "bf16")

@@ -118,9 +118,9 @@ class LabelledData:
         """[n]: equal where the normalised reports are equal."""
         return np.array([text_hash(normalised_report(text)) for text in texts], dtype=np.int64)
 
-    def images(self, split: str, rows: Rows) -> list[memoryview]:
-        """Encoded images of some rows, in the order asked for."""
-        return encoded_images(self.table(split, ["image"], rows))
+    def images(self, split: str, rows: Rows, column: str = "image") -> list[memoryview]:
+        """Encoded images (or masks, none missing) of some rows, in the order asked for."""
+        return encoded_images(self.table(split, [column], rows), column)
 
     def masks(self, split: str, rows: Rows, column: str = "mask") -> list[bytes | None]:
         """Encoded masks of some rows; None where a pair has none."""
@@ -186,15 +186,17 @@ def fit_order(rows: Rows, row_group: NDArray[np.int64] | None, seed: int, epoch:
 
 
 class FitImages:
-    """Encoded images of the rows of one fit, kept in memory where they fit into a budget."""
+    """Encoded images (or masks) of the rows of one fit, kept in memory where they fit into a budget."""
 
-    def __init__(self, data: LabelledData, split: str, rows: Rows, budget_bytes: int) -> None:
-        self.data, self.split, self.rows = data, split, rows
+    def __init__(
+        self, data: LabelledData, split: str, rows: Rows, budget_bytes: int, column: str = "image"
+    ) -> None:
+        self.data, self.split, self.rows, self.column = data, split, rows, column
         self._kept: dict[int, bytes] | None = {}
         left = budget_bytes
         for start in range(0, len(rows), 1024):
             part = rows[start : start + 1024]
-            for row, image in zip(part.tolist(), data.images(split, part), strict=True):
+            for row, image in zip(part.tolist(), data.images(split, part, column), strict=True):
                 left -= len(image)
                 self._kept[row] = bytes(image)
             if left < 0:
@@ -212,7 +214,7 @@ class FitImages:
     def get(self, rows: Rows) -> Sequence[bytes | memoryview]:
         """Encoded images in the order asked for."""
         if self._kept is None:
-            return self.data.images(self.split, rows)
+            return self.data.images(self.split, rows, self.column)
         return [self._kept[row] for row in rows.tolist()]
 
 

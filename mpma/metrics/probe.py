@@ -155,9 +155,7 @@ def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.where(scale > 1e-8 * np.abs(features).max(initial=0.0), scale, 1.0)
 
 
-def choose_c(
-    features: Tensor, labels: np.ndarray, folds: np.ndarray, c_grid: Sequence[float]
-) -> list[float]:
+def choose_c(features: Tensor, labels: np.ndarray, folds: np.ndarray, c_grid: Sequence[float]) -> list[float]:
     """C of each label with the least held-out log loss; the strongest regularisation among equals."""
     grid = sorted(c_grid)
     known = torch.as_tensor(~np.isnan(labels))

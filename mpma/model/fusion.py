@@ -156,16 +156,25 @@ class CrossAttention(nn.Module):
 
     def forward(self, tokens_BTE: Tensor, context_BCE: Tensor) -> Tensor:
         """[B,T,E] and [B,C,E] -> [B,T,E]."""
-        batch, length, width = tokens_BTE.shape
-        queries = self.query(tokens_BTE).view(batch, length, self.heads, -1).transpose(1, 2)
-        both = self.key_value(context_BCE).view(batch, context_BCE.shape[1], 2, self.heads, -1)
+        return self.read(tokens_BTE, *self.keys_values(context_BCE))
+
+    def keys_values(self, context_BCE: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,C,E] -> keys and values, each [B,H,C,F]; learned slots stand behind the context."""
+        batch, length, _ = context_BCE.shape
+        both = self.key_value(context_BCE).view(batch, length, 2, self.heads, -1)
         keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
         if self.slots is not None:
             slot_keys, slot_values = self.slots(batch)
             keys = torch.cat([keys, slot_keys.to(keys.dtype)], dim=2)
             values = torch.cat([values, slot_values.to(values.dtype)], dim=2)
+        return keys, values
+
+    def read(self, tokens_BTE: Tensor, keys_BHCF: Tensor, values_BHCF: Tensor) -> Tensor:
+        """What tokens [B,T,E] read of keys and values -> [B,T,E]."""
+        batch, length, width = tokens_BTE.shape
+        queries = self.query(tokens_BTE).view(batch, length, self.heads, -1).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        read = functional.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        read = functional.scaled_dot_product_attention(queries, keys_BHCF, values_BHCF, dropout_p=dropout)
         projected: Tensor = self.output(read.transpose(1, 2).reshape(batch, length, width))
         return projected
 

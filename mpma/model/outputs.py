@@ -60,6 +60,12 @@ class ImageEmbedding:
     aligned: Tensor
     """[B,A] fp32, unit norm."""
 
+    def rows(self, index: Tensor) -> ImageEmbedding:
+        """Some of the images, by int64 index."""
+        return ImageEmbedding(
+            self.tokens[index], self.class_token[index], self.mean[index], self.aligned[index]
+        )
+
 
 @dataclass
 class Reconstruction:

@@ -167,7 +167,7 @@ class PretrainingModel(nn.Module):
         self.local_image = Projection(self.image_encoder.width, alignment.width)
         self.local_report = Projection(report.width, alignment.width)
         load_image_encoder(self.image_encoder, self.pixels, image)
-        self._freeze_what_no_loss_reaches()
+        self.freeze_what_no_loss_reaches()
 
     # --- training -----------------------------------------------------------------------------
 
@@ -246,7 +246,12 @@ class PretrainingModel(nn.Module):
 
     def embed_pairs(self, pixels: Tensor, token_ids: Tensor, attention: Tensor, word_index: Tensor) -> Tensor:
         """Multi-modal representation [B,E+D]: mean of the fused word tokens, mean patch token."""
-        image = self.embed_images(pixels)
+        return self.fuse_pairs(self.embed_images(pixels), token_ids, attention, word_index)
+
+    def fuse_pairs(
+        self, image: ImageEmbedding, token_ids: Tensor, attention: Tensor, word_index: Tensor
+    ) -> Tensor:
+        """`embed_pairs` of images that were embedded already."""
         fused = self._fused(self.fusion.prepare(image.tokens), token_ids, attention)
         real = (word_index >= 0).to(fused.dtype).unsqueeze(-1)
         words = (fused * real).sum(dim=1) / real.sum(dim=1).clamp_min(1.0)
@@ -436,7 +441,8 @@ class PretrainingModel(nn.Module):
         grey = images.unpatchify(patches_BPX) * self.pixels.grey_std + self.pixels.grey_mean
         return grey.clamp(0.0, 1.0)
 
-    def _freeze_what_no_loss_reaches(self) -> None:
+    def freeze_what_no_loss_reaches(self) -> None:
+        """Leave parameters out of training that no weighted loss depends on."""
         unused: list[nn.Module] = []
         if not self.wants_image:
             unused.append(self.image_decoder)

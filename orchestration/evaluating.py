@@ -1,0 +1,370 @@
+"""The work behind `orchestration.evaluate`: from a run to figures with intervals.
+
+Decisions: all that can be refused is refused before Ray starts; the models are described and the patients
+compared before the first job; a job that fails is told and the rest goes on; the same command continues
+an evaluation that was interrupted, and runs anew only what changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from mpma.config_tree import load_tree, to_yaml
+from mpma.data.storage import Storage, open_storage
+from mpma.downstream.config import TASKS, EvaluationConfig
+from mpma.errors import JobError, UserError
+from orchestration import cluster
+
+if TYPE_CHECKING:
+    from mpma.config import ExperimentConfig
+    from mpma.training.run_directory import RunDirectory
+    from orchestration.evaluation.plan import ModelPlan, WorkPlan
+
+DEMO_SETTINGS: Final = Path(__file__).resolve().parents[1] / "recipes" / "evaluate_demo.yaml"
+RESULTS: Final = "evaluations"
+DEFAULT_NAME: Final = "evaluation"
+EXAMPLES: Final = 8
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    run: str | None
+    data: str | None
+    config: Path | None
+    overrides: tuple[str, ...]
+    tasks: tuple[str, ...]
+    baselines: tuple[str, ...]
+    name: str | None
+    with_examples: bool
+    allow_overlap: bool
+    features: str
+    address: str | None
+    cpus: int | None
+    device: str
+    precision: str
+    dashboard: bool
+    started: float
+
+    @property
+    def evaluation_name(self) -> str:
+        """`evaluation`, or the name of the labelled data's folder."""
+        name = self.name or (DEFAULT_NAME if self.data is None else Path(self.data.rstrip("/")).name)
+        if not _NAME.match(name):
+            raise UserError(
+                f"--name {name}: letters, digits, dot, dash and underscore are expected, at most 60"
+            )
+        return name
+
+
+def report_name(evaluation: str, ending: str) -> str:
+    """File in the run's folder: `evaluation.json`, or `evaluation-NAME.json` for other data."""
+    return f"evaluation{ending}" if evaluation == DEFAULT_NAME else f"evaluation-{evaluation}{ending}"
+
+
+def evaluate(request: Request) -> None:
+    """Evaluate to the end. Raises `UserError` and `JobError`."""
+    from mpma.training.run_directory import hold
+    from orchestration.evaluation.display import Display
+    from orchestration.evaluation.engine import Engine
+
+    run, experiment, config = _resolved(request)
+    _check_placement(request)
+    display = Display()
+    results = run.folder.child(RESULTS).child(request.evaluation_name)
+    with (
+        hold(results, f"{run.name}: another program works on this evaluation"),
+        cluster.connected(request.address, request.cpus, request.dashboard, _import_model_code) as connection,
+    ):
+        if connection.dashboard_url:
+            display.note(f"Ray dashboard: {connection.dashboard_url}")
+        device, precision, reasons = _placement(request, connection.resources)
+        for line in reasons:
+            display.note(line)
+        pretraining, labelled = _data(request, experiment, config, display)
+        plan = _work_plan(request, config, labelled, results)
+        models = _model_plans(request, config, run, pretraining, device, precision)
+        engine = Engine(plan, models, config, display, gpus=device == "cuda", logs=connection.logs)
+        described = engine.describe()
+        for one in described:
+            display.note(f"model {one['name']}: {one['origin']}, weights {one['weights']}")
+        data = engine.describe_data()
+        display.note(
+            f"data: {data['fingerprint']}, judged on {data['patients'][data['split']]} patients "
+            f"of {data['split']}"
+        )
+        overlap = _overlap(request, described[0], pretraining, labelled, data["split"], display)
+        sections = engine.run()
+        summary = {
+            "schema_version": 1,
+            "run": run.name,
+            "name": request.evaluation_name,
+            "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "complete": all(section["state"] in ("done", "skipped") for section in sections.values()),
+            "synthetic": engine.synthetic,
+            "seconds": round(time.time() - request.started, 1),
+            "models": described,
+            "data": data,
+            "overlap": overlap,
+            "settings": config.model_dump(),
+            "provenance": _provenance(data["fingerprint"]),
+            **sections,
+        }
+        _write(request, run.folder, results, summary)
+    display.table(summary)
+    place = run.folder.location.rstrip("/")
+    display.note(f"figures: {place}/{report_name(request.evaluation_name, '.json')}")
+    display.note(f"report:  {place}/{report_name(request.evaluation_name, '.html')}")
+    if not summary["complete"]:
+        raise JobError(
+            f"{run.name}: some jobs failed; the others stand in the report",
+            "the same command tries them again",
+        )
+
+
+def printed_config(request: Request) -> str:
+    """The settings as YAML, each with its origin."""
+    settings, origins = _settings(request, None)
+    return to_yaml(settings, origins)
+
+
+def check(request: Request) -> None:
+    """Say whether the evaluation could start, without a cluster."""
+    from mpma.baselines import check_spec
+    from mpma.downstream.contract import NotPossible, task
+    from mpma.downstream.labelled import LabelledData
+    from mpma.loading import load_run
+
+    console = Console(highlight=False, soft_wrap=True)
+    run, experiment, config = _resolved(request)
+    _check_placement(request)
+    for spec in request.baselines:
+        check_spec(spec)
+    dataset = _own_or_named_data(request, experiment)
+    loaded = load_run(run, fallback_tokenizer=_tokenizer_of(experiment))
+    console.print(f"model: {loaded.origin}, weights {loaded.weights_hash}", markup=False)
+    if dataset is None:
+        console.print("data: synthetic patients, which would be made", markup=False)
+    else:
+        data = LabelledData(dataset, config.split)
+        console.print(f"data: {data.fingerprint}, judged on {data.judged_split}", markup=False)
+        for name in config.tasks:
+            try:
+                judged = task(name, config).prepare(data)
+                console.print(f"{name}: {len(judged.rows)} examples would be judged", markup=False)
+            except NotPossible as error:
+                console.print(f"{name}: skipped, {error.message}", markup=False)
+    jobs = sum(len(task(name, config).jobs()) for name in config.tasks)
+    console.print(f"jobs: {jobs * (1 + config.untrained + len(request.baselines))}", markup=False)
+    console.print("check: all is well", markup=False)
+
+
+def forecast(request: Request) -> None:
+    """Print time and disk from a few measured steps on this machine."""
+    from orchestration.evaluation.forecasting import forecast_evaluation
+
+    run, experiment, config = _resolved(request)
+    forecast_evaluation(
+        run, _own_or_named_data(request, experiment), _tokenizer_of(experiment), config, request
+    )
+
+
+# --- before the work -------------------------------------------------------------------------------
+
+
+def _resolved(request: Request) -> tuple[RunDirectory, ExperimentConfig, EvaluationConfig]:
+    from mpma.training.run_directory import RunDirectory
+
+    if request.run is None:
+        raise UserError("--run is missing", "name the folder of a run, such as --run runs/demo")
+    root, _, name = request.run.rstrip("/").rpartition("/")
+    run = RunDirectory.at(root or ".", name)
+    if not run.exists():
+        raise UserError(f"{request.run}: no run there", "train one first: python -m orchestration.pretrain")
+    _ = request.evaluation_name
+    experiment = run.stored_config()
+    config, _ = _settings(request, experiment)
+    return run, experiment, config
+
+
+def _settings(
+    request: Request, experiment: ExperimentConfig | None
+) -> tuple[EvaluationConfig, Mapping[str, str]]:
+    path = request.config
+    phantom = request.data is None and (experiment is None or experiment.data.path is None)
+    if path is None and phantom and DEMO_SETTINGS.exists():
+        path = DEMO_SETTINGS
+    config, origins = load_tree(EvaluationConfig, path, request.overrides)
+    if request.tasks:
+        unknown = [name for name in request.tasks if name not in TASKS]
+        if unknown:
+            raise UserError(f"--task {unknown[0]}: no such task", f"one of {', '.join(TASKS)}")
+        config = config.model_copy(update={"tasks": [name for name in TASKS if name in request.tasks]})
+    return config, origins
+
+
+def _check_placement(request: Request) -> None:
+    if request.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {request.device}: unknown", "auto, cpu or cuda")
+    if request.precision not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--precision {request.precision}: unknown", "auto, fp32 or bf16")
+
+
+def _placement(request: Request, resources: cluster.Resources) -> tuple[str, str, list[str]]:
+    device = request.device
+    if device == "auto":
+        device = "cuda" if resources.gpus >= 1 else "cpu"
+    if device == "cuda" and resources.gpus < 1:
+        raise UserError("--device cuda: there is no GPU", "use --device cpu")
+    precision = "fp32" if request.precision == "auto" else request.precision
+    return device, precision, [f"device: {device} ({resources.gpus:g} GPUs), {precision}"]
+
+
+def _own_or_named_data(request: Request, experiment: ExperimentConfig) -> Any:
+    """The labelled dataset, or None where it is the phantom's."""
+    from mpma.data.dataset import Dataset
+
+    place = request.data or experiment.data.path
+    return None if place is None else Dataset.open(_absolute(place))
+
+
+def _tokenizer_of(experiment: ExperimentConfig) -> Any:
+    """Tokeniser of the pre-training data, for runs that keep none; None where the data are not at hand."""
+    from mpma.data.dataset import Dataset
+
+    try:
+        path = experiment.data.path
+        return None if path is None else Dataset.open(_absolute(path)).tokenizer()
+    except UserError:
+        return None
+
+
+def _data(
+    request: Request, experiment: ExperimentConfig, config: EvaluationConfig, display: Any
+) -> tuple[str, str]:
+    """(place of the pre-training data, or empty where it is not at hand; place of the labelled data)."""
+    from mpma.data.config import PhantomConfig
+    from mpma.data.dataset import Dataset
+    from orchestration.phantom_data import ensure_phantom
+
+    pretraining = ""
+    if experiment.data.path is not None:
+        try:
+            pretraining = Dataset.open(_absolute(experiment.data.path)).path
+        except UserError:
+            display.note(f"data of pre-training: {experiment.data.path} cannot be opened")
+    else:
+        pretraining = ensure_phantom(experiment.data.phantom)
+    if request.data is not None or experiment.data.path is not None:
+        return _absolute(pretraining) if pretraining else "", _own_or_named_data(request, experiment).path
+    wanted = experiment.data.phantom.model_copy(
+        update={
+            "train_pairs": config.phantom.train_pairs,
+            "val_pairs": config.phantom.val_pairs,
+            "test_pairs": config.phantom.test_pairs,
+            "seed": experiment.data.phantom.seed + config.phantom.seed_offset,
+        }
+    )
+    begun = time.time()
+    place = ensure_phantom(PhantomConfig.model_validate(wanted.model_dump()))
+    took = time.time() - begun
+    made = f", made in {took:.0f} s (kept)" if took > 1 else ""
+    display.note(f"labelled data: synthetic patients that the run never saw, at {place}{made}")
+    return _absolute(pretraining), _absolute(place)
+
+
+def _work_plan(request: Request, config: EvaluationConfig, labelled: str, results: Storage) -> WorkPlan:
+    from orchestration.evaluation.plan import WorkPlan
+
+    return WorkPlan(
+        data=_absolute(labelled),
+        config=config.model_dump_json(),
+        results=_absolute(results.location),
+        features=_absolute(request.features),
+        threads=config.threads_per_job,
+        examples=EXAMPLES if request.with_examples else 0,
+    )
+
+
+def _model_plans(
+    request: Request,
+    config: EvaluationConfig,
+    run: RunDirectory,
+    pretraining: str,
+    device: str,
+    precision: str,
+) -> list[ModelPlan]:
+    from mpma.baselines import check_spec
+    from orchestration.evaluation.plan import ModelPlan
+
+    place = _absolute(run.folder.location)
+
+    def plan(name: str, kind: str, spec: str = "") -> ModelPlan:
+        return ModelPlan(name, kind, place, spec, pretraining, device, precision)
+
+    models = [plan("pretrained", "run")]
+    if config.untrained:
+        models.append(plan("untrained", "untrained"))
+    for spec in request.baselines:
+        name = check_spec(spec)
+        if name in {model.name for model in models}:
+            raise UserError(f"--baseline {spec}: the name {name} is taken")
+        models.append(plan(name, "baseline", spec))
+    return models
+
+
+def _overlap(
+    request: Request, judged: Mapping[str, Any], pretraining: str, labelled: str, split: str, display: Any
+) -> dict[str, Any]:
+    from mpma.data.dataset import Dataset
+    from mpma.downstream.overlap import check as check_overlap
+    from orchestration.evaluation.overlap import find_overlap
+
+    try:
+        known = Dataset.open(pretraining) if pretraining else None
+    except UserError:
+        known = None
+    if known is not None and known.fingerprint != judged["data_fingerprint"]:
+        display.note(f"data of pre-training: what is at {pretraining} is not what the run was trained on")
+        known = None
+    cache = open_storage(_absolute(request.features)).child("image-hashes")
+    found = find_overlap(known, Dataset.open(labelled), cache, split)
+    display.note(f"overlap: {found.line}")
+    check_overlap(found, request.allow_overlap)
+    return {**found.as_dict(), "allowed": request.allow_overlap}
+
+
+def _write(request: Request, folder: Storage, results: Storage, summary: Mapping[str, Any]) -> None:
+    from orchestration.evaluation.conclude import written_report
+
+    name = request.evaluation_name
+    folder.write(report_name(name, ".json"), (json.dumps(summary, indent=1) + "\n").encode())
+    html = written_report(summary, results, with_examples=request.with_examples)
+    folder.write(report_name(name, ".html"), html.encode())
+
+
+def _provenance(fingerprint: str) -> dict[str, Any]:
+    from mpma.training.run_directory import provenance
+
+    return provenance(fingerprint)
+
+
+def _import_model_code() -> None:
+    """Some seconds of imports that need not wait for Ray."""
+    from orchestration.evaluation import work  # noqa: F401
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(place)

@@ -1,0 +1,1 @@
+"""Evaluation spread over a cluster: models, jobs, their store, and what is concluded."""
