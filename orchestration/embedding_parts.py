@@ -58,7 +58,7 @@ class EmbedPlan:
     precision: str
     batch_size: int
     threads: int
-    """Threads of a task."""
+    """Threads that decode for a task."""
     parts: str
     """Folder of the parts."""
 
@@ -121,7 +121,8 @@ def make_part(plan: EmbedPlan, part: Part) -> int:
     os.umask(0o077)
     import torch
 
-    torch.set_num_threads(plan.threads)
+    # One thread, however many decode: a product's last bits depend on its threads.
+    torch.set_num_threads(1)
     loaded, dataset = _model(plan), _dataset(plan)
     columns = schema(plan.kinds, widths(loaded))
     with _decoders(plan) as executor:

@@ -122,9 +122,9 @@ class VqaConfig(StrictConfig):
     max_answers: int = Field(default=1000, ge=2, le=100_000)
     """Most frequent answers of the training questions, which become the classes."""
     freeze_encoders: bool = False
-    """Only the head on the fused representation is trained."""
+    """Only the head on the fused representation is trained, on centre views: far cheaper."""
     fit: FitConfig = FitConfig()
-    """Training of the head and the encoders."""
+    """Training of the head and the encoders; `batch_size` counts images, each with all its questions."""
 
 
 class EvaluationPhantomConfig(StrictConfig):

@@ -25,7 +25,9 @@ class Display:
     """Notes, a progress bar on a terminal, lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        terminal = sys.stdout.isatty()
+        # In a file the table is as wide as it needs to be.
+        self.console = Console(highlight=False, soft_wrap=not terminal, width=None if terminal else 160)
 
     def note(self, text: str) -> None:
         """A line for the person."""
@@ -72,8 +74,7 @@ class Display:
                     shown(section["differences"].get(other, {}).get(figure), signed=True) for other in others
                 ]
                 table.add_row(name if not place else "", figure, *cells)
-        # In a file a table as wide as it needs to be; on a terminal what fits.
-        self.console.print(table, width=None if self.console.is_terminal else 160)
+        self.console.print(table)
         if summary["overlap"]["marked"]:
             self.note(f"MARKED: {summary['overlap']['line']}")
         for name in TASKS:

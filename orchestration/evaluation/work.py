@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpma.downstream.config import DEFAULT_BREAKDOWN
 from mpma.downstream.contract import Job, NotPossible
 from mpma.errors import UserError
@@ -144,8 +146,10 @@ def grouped(plan: WorkPlan, judged: Any, outcomes: Outcomes) -> Outcomes:
 
 
 def describe_data(plan: WorkPlan) -> dict[str, Any]:
-    """What is judged on, in numbers."""
+    """What is judged on, in numbers. Raises `UserError` where a breakdown column is not there."""
     data = open_data(plan)
+    for column in set(open_config(plan).breakdown) - set(DEFAULT_BREAKDOWN):
+        data.group_values(data.judged_split, np.zeros(1, np.int64), column)
     info = data.dataset.info
     return {
         "fingerprint": data.fingerprint,

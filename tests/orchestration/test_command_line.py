@@ -17,7 +17,7 @@ from mpma.data.dataset import Dataset
 from mpma.training.run_directory import RunDirectory
 from orchestration.command import run
 
-PROGRAMS = ("pretrain", "ingest", "tune")
+PROGRAMS = ("pretrain", "ingest", "tune", "evaluate", "export", "embed")
 
 
 @pytest.fixture(scope="module")
