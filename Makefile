@@ -53,6 +53,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.search_overhead
 	$(BIN)/python -m benchmarks.search_quality
 	$(BIN)/python -m benchmarks.planted
+	$(BIN)/python -m benchmarks.labeller
+	$(BIN)/python -m benchmarks.ablation
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

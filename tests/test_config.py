@@ -16,6 +16,8 @@ from mpma.config import (
     to_yaml,
     validate_tree,
 )
+from mpma.config_tree import load_tree
+from mpma.downstream.config import EvaluationConfig
 from mpma.errors import UserError
 from mpma.strict import StrictConfig
 
@@ -28,7 +30,10 @@ def test_defaults_make_a_valid_tree() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(recipe: Path) -> None:
-    load_config(recipe)
+    if recipe.stem.startswith("evaluate_"):
+        load_tree(EvaluationConfig, recipe)
+    else:
+        load_config(recipe)
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -146,6 +151,14 @@ def test_keys_that_may_change_exist() -> None:
 
 def test_the_schema_forbids_unknown_keys() -> None:
     assert json_schema()["additionalProperties"] is False
+
+
+def test_the_documented_settings_of_an_evaluation_are_those_of_the_tree() -> None:
+    from mpma.config_reference import BEGIN, EVALUATION, EVALUATION_SCHEMA, reference
+
+    written = EVALUATION.read_text().split(BEGIN)[1]
+    assert written == reference(EvaluationConfig), "run python -m mpma.config_reference"
+    assert json.loads(EVALUATION_SCHEMA.read_text()) == EvaluationConfig.model_json_schema()
 
 
 def test_the_documented_reference_and_schema_are_those_of_the_tree() -> None:
