@@ -1,6 +1,6 @@
 """Which parts of the method earn their cost: four arms, three seeds, judged downstream.
 
-    python -m benchmarks.ablation [--work runs] [--steps 600] [--train-only]
+    python -m benchmarks.ablation [--work runs] [--steps 360] [--train-only]
 
 Each arm adds one part to the one before it: reconstruction only, + global alignment, + local alignment,
 + memory. Every run is a run directory that `orchestration.evaluate` judges, so the command may be
@@ -81,7 +81,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", default="runs", help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of every run")
+    parser.add_argument("--steps", type=int, default=360, help="training steps of every run")
     parser.add_argument("--train-only", action="store_true", help="train the runs and end")
     parser.add_argument("--beside", type=int, default=2, help="trainings at a time, one thread each")
     options = parser.parse_args()

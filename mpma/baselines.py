@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpma.errors import UserError
-from mpma.export_format import IMAGE_ENCODER, MODEL_FILE
+from mpma.exporting.layout import IMAGE_ENCODER, MODEL_FILE
 
 if TYPE_CHECKING:
     from mpma.loading import LoadedModel

@@ -1,7 +1,7 @@
 """Writes the reference parts of the docs from the trees themselves, so that they cannot go stale.
 
-`python -m mpma.config_reference` rewrites those of docs/configuration.md and docs/evaluation.md, and the schemas
-docs/config.schema.json and docs/evaluation.schema.json.
+`python -m mpma.config_reference` rewrites those of docs/configuration.md and docs/evaluation.md, and the
+schemas docs/config.schema.json and docs/evaluation.schema.json.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def load(place: str | Path, *, device: torch.device | str = "cpu", precision: st
         >>> model = mpma.load("exports/demo")
         >>> model.embed_images([open("radiograph.png", "rb").read()])
     """
-    from mpma.export import is_export, load_export
+    from mpma.exporting.export import is_export, load_export
 
     folder = open_storage(place)
     if precision not in ("fp32", "bf16"):

@@ -203,7 +203,7 @@ def _dataset(plan: EmbedPlan) -> Dataset:
 
 def open_model(place: str, step: int | None, device: str, precision: str) -> LoadedModel:
     """A run's checkpoint (None: the newest) or an exported model. Raises `UserError`."""
-    from mpma.export import is_export, load_export
+    from mpma.exporting.export import is_export, load_export
     from mpma.loading import dataset_tokenizer, load_run
     from mpma.training.run_directory import RunDirectory
 

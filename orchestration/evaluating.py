@@ -321,8 +321,14 @@ def _model_plans(
         name = check_spec(spec)
         if name in {model.name for model in models}:
             raise UserError(f"--baseline {spec}: the name {name} is taken")
-        models.append(plan(name, "baseline", spec))
+        models.append(plan(name, "baseline", _absolute_spec(spec)))
     return models
+
+
+def _absolute_spec(spec: str) -> str:
+    """A baseline whose place every process finds, wherever it works; hub names stay names."""
+    head, colon, place = spec.partition(":")
+    return f"{head}:{_absolute(place)}" if colon and Path(place).exists() else spec
 
 
 def _overlap(

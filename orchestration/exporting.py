@@ -1,4 +1,4 @@
-"""The work behind `orchestration.export`: run, data and search are found, the rest is mpma.export.
+"""The work behind `orchestration.export`: run, data and search are found, the rest is mpma.exporting.export.
 
 Decisions: the dataset is only read for the card, so a run whose data are elsewhere is exported as well, and
 the card says that they were not at hand; a dataset that is named and is not the run's is a mistake.
@@ -30,7 +30,7 @@ class Request:
 
 def export(request: Request) -> None:
     """Export a run and say what was written. Raises `UserError` and `JobError`."""
-    from mpma.export import export_run
+    from mpma.exporting.export import export_run
 
     run, out = _run(request), _out(request)
     dataset = _dataset(request, run)
@@ -54,7 +54,7 @@ def export(request: Request) -> None:
 
 def check(request: Request) -> None:
     """Say whether the export could be made; nothing is written."""
-    from mpma.export_format import check_free
+    from mpma.exporting.layout import check_free
     from mpma.loading import dataset_tokenizer, load_run
 
     run, out = _run(request), _out(request)

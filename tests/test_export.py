@@ -28,10 +28,10 @@ from mpma.data.pairs import model_text
 from mpma.data.rows import encoded_images
 from mpma.data.storage import Storage, open_storage
 from mpma.errors import UserError
-from mpma.export import export_run, load_export, verify_export
-from mpma.export_format import OWN_FILES, UNFINISHED
+from mpma.exporting.card import HONESTY
+from mpma.exporting.export import export_run, load_export, verify_export
+from mpma.exporting.layout import OWN_FILES, UNFINISHED
 from mpma.loading import LoadedModel
-from mpma.model_card import HONESTY
 from mpma.training.run_directory import RunDirectory
 
 HARD_TEXTS = [

@@ -24,7 +24,7 @@ from mpma.data.rows import encoded_images
 from mpma.data.storage import open_storage
 from mpma.embedding import embed_batch, untrained_kinds, widths
 from mpma.errors import JobError, UserError
-from mpma.export import export_run
+from mpma.exporting.export import export_run
 from mpma.loading import LoadedModel, load_run, untrained
 from mpma.training.run_directory import RunDirectory
 

@@ -92,7 +92,8 @@ class Classification:
             shares = own.fine_tune_fractions if method == "fine_tune" else None
             for fraction in sorted(set(shares or own.label_fractions), reverse=True):
                 seeded = method == "fine_tune" or fraction < 1.0
-                seeds = range(self.config.seeds) if seeded else range(1)
+                several = self.config.resolved_fit_seeds if method == "fine_tune" else self.config.seeds
+                seeds = range(several) if seeded else range(1)
                 made += [Job(self.name, method, fraction, seed) for seed in seeds]
         return made
 

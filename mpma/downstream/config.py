@@ -149,6 +149,9 @@ class EvaluationConfig(StrictConfig):
     """Whether the same model without training stands beside every figure."""
     seeds: int = Field(default=3, ge=1, le=100)
     """Seeds of label subsets and of training; figures are means over them."""
+    fit_seeds: int | None = Field(default=None, ge=1, le=100)
+    """Seeds of what is trained by steps (fine-tuning, decoders, the reader of questions), which costs most.
+    None: `seeds`."""
     resamples: int = Field(default=1000, ge=100, le=1_000_000)
     """Bootstrap resamples of patients."""
     breakdown: list[str] = Field(default=list(DEFAULT_BREAKDOWN))
@@ -178,3 +181,8 @@ class EvaluationConfig(StrictConfig):
     bit only under the same number."""
     image_cache_bytes: int = Field(default=2 * 1024**3, ge=0)
     """Most memory in which a fit keeps its encoded images; beyond it they are read again each epoch."""
+
+    @property
+    def resolved_fit_seeds(self) -> int:
+        """`fit_seeds`, or `seeds`."""
+        return self.seeds if self.fit_seeds is None else self.fit_seeds

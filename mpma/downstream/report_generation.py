@@ -104,7 +104,7 @@ class ReportGenerationTask:
 
     def jobs(self) -> list[Job]:
         """One for each seed."""
-        return [Job(self.name, seed=seed) for seed in range(self.config.seeds)]
+        return [Job(self.name, seed=seed) for seed in range(self.config.resolved_fit_seeds)]
 
     def prepare(self, data: LabelledData) -> JudgedReports:
         """One pair of each judged patient. Raises `NotPossible` where a split has no reports."""

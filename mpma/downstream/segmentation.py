@@ -75,7 +75,7 @@ class SegmentationTask:
 
     def jobs(self) -> list[Job]:
         """One job a seed."""
-        return [Job(self.name, seed=seed) for seed in range(self._config.seeds)]
+        return [Job(self.name, seed=seed) for seed in range(self._config.resolved_fit_seeds)]
 
     def prepare(self, data: LabelledData) -> JudgedMasks:
         """Raises `NotPossible` where there is no such column, or no usable mask to fit on or to judge by."""

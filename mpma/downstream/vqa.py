@@ -69,7 +69,7 @@ class QuestionTask:
 
     def jobs(self) -> list[Job]:
         """One job a seed."""
-        return [Job(self.name, seed=seed) for seed in range(self._config.seeds)]
+        return [Job(self.name, seed=seed) for seed in range(self._config.resolved_fit_seeds)]
 
     def prepare(self, data: LabelledData) -> JudgedQuestions:
         """Raises `NotPossible` where train or the judged split has no usable question."""

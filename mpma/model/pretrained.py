@@ -209,7 +209,12 @@ def _fitted(
         grey_std=float(pixels.grey_std),
     )
     positions = named.get("pos_embed")
-    positions = positions.squeeze(0) if positions is not None else _ending(everything, "encoder.positions")
+    if positions is None:
+        # Ours, as a whole model or as its image encoder alone.
+        own = (_ending(everything, "image_encoder.positions"), _ending(everything, "encoder.positions"))
+        positions = next((found for found in own if found is not None), None)
+    else:
+        positions = positions.squeeze(0)
     wanted = encoder.vit.state_dict()
     missing = sorted(wanted.keys() - named.keys())
     if missing:

@@ -1,4 +1,4 @@
-"""The summary of a task: paired differences, means over seeds, chance, and what is told where nothing is left."""
+"""The summary of a task: paired differences, means over seeds, chance, and what is told at the edges."""
 
 from __future__ import annotations
 

@@ -132,7 +132,11 @@ def gradients(model: PretrainingModel) -> dict[str, Tensor]:
 def assert_same_gradients(
     ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-5
 ) -> None:
+    """Equal within `tolerance` of the gradient's largest entry, or of 1 where that is larger.
+
+    fp32 keeps seven digits, and a sum over all tokens is far above 1.
+    """
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         difference = (gradient - theirs[name]).abs().max().item()
-        assert difference <= tolerance, f"{name}: {difference}"
+        assert difference <= tolerance * max(1.0, theirs[name].abs().max().item()), f"{name}: {difference}"

@@ -78,6 +78,16 @@ def test_positions_of_another_grid_are_resampled(tmp_path: Path) -> None:
     assert torch.equal(model.image_encoder.positions, expected)
 
 
+def test_positions_that_came_with_weights_are_handed_on_by_our_own_weights(tmp_path: Path) -> None:
+    first = _three_channel_vit(size=64)
+    save_file({name: value.clone() for name, value in first.state_dict().items()}, tmp_path / "a.safetensors")
+    second = small_model(image={"pretrained": str(tmp_path / "a.safetensors")})
+    save_file(second.state_dict(), tmp_path / "b.safetensors")
+    third = small_model(seed=2, image={"pretrained": str(tmp_path / "b.safetensors")})
+    assert torch.equal(third.image_encoder.positions, second.image_encoder.positions)
+    assert not torch.equal(third.image_encoder.positions, small_model().image_encoder.positions)
+
+
 def test_our_own_weights_start_a_model_of_another_grey_normalisation(tmp_path: Path) -> None:
     source = small_model(seed=1)
     source.pixels.grey_mean.fill_(0.3)

@@ -22,7 +22,7 @@ from mpma.data.rows import encoded_images
 from mpma.data.storage import open_storage
 from mpma.embedding import KINDS, embed_batch
 from mpma.errors import UserError
-from mpma.export import export_run
+from mpma.exporting.export import export_run
 from mpma.training.run_directory import RunDirectory
 from orchestration import embed as program
 from orchestration import embedding, embedding_parts

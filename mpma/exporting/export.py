@@ -19,14 +19,20 @@ import safetensors.torch
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from mpma.card_figures import evaluations_of, validation_of
 from mpma.data.dataset import Dataset
 from mpma.data.storage import Storage
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.embedding import untrained_kinds
 from mpma.errors import UserError
-from mpma.export_encoders import bert_description, image_encoder_files, report_encoder_files, timm_arguments
-from mpma.export_format import (
+from mpma.exporting.card import CardFacts, model_card
+from mpma.exporting.card_figures import evaluations_of, validation_of
+from mpma.exporting.encoders import (
+    bert_description,
+    image_encoder_files,
+    report_encoder_files,
+    timm_arguments,
+)
+from mpma.exporting.layout import (
     CARD_FILE,
     CONFIG_FILE,
     FORMAT,
@@ -45,11 +51,10 @@ from mpma.export_format import (
     started_from,
     without_starting_weights,
 )
+from mpma.exporting.search_record import search_record
 from mpma.loading import LoadedModel, dataset_tokenizer, load_run
 from mpma.model.pretraining import PretrainingModel, build_model
 from mpma.model.report import VocabularyHead
-from mpma.model_card import CardFacts, model_card
-from mpma.search_record import search_record
 from mpma.training.checkpoint import load_model_tensors
 from mpma.training.run_directory import PROVENANCE_FILE, RunDirectory, config_hash, provenance
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mpma.errors import UserError
-from mpma.export_format import BERT_FILES, TIMM_FILES
+from mpma.exporting.layout import BERT_FILES, TIMM_FILES
 from mpma.loading import LoadedModel
 from mpma.model.image import ImageEncoder
 

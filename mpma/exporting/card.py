@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mpma.card_figures import Evaluation, Validation
-from mpma.card_loading import loading, prose
 from mpma.data.dataset_info import DatasetInfo
-from mpma.export_format import ExportDescription
-from mpma.search_record import SearchRecord
+from mpma.exporting.card_figures import Evaluation, Validation
+from mpma.exporting.card_loading import loading, prose
+from mpma.exporting.layout import ExportDescription
+from mpma.exporting.search_record import SearchRecord
 
 HONESTY: Final = (
     "This is an implementation after the abstract of MPMA (Zhang et al., IEEE TMM 2023, "

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mpma.export_format import ExportDescription
+from mpma.exporting.layout import ExportDescription
 
 _WIDTH: Final = 110
 
