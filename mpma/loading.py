@@ -10,6 +10,7 @@ hash of their values, so that what was computed with them can be kept and found 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,7 +61,10 @@ class LoadedModel:
     @cached_property
     def weights_hash(self) -> str:
         """16 hex letters that name architecture and values."""
-        digest = hashlib.sha256(self.tokenizer_hash.encode())
+        # Some sizes, such as heads, change what is computed and not a single tensor.
+        built = self.config.model_dump(include={"image", "report", "memory", "fusion", "alignment"})
+        described = json.dumps([built, dict(self.facts)], sort_keys=True)
+        digest = hashlib.sha256((self.tokenizer_hash + described).encode())
         for name, value in sorted(self.model.state_dict().items()):
             array = value.detach().cpu().contiguous()
             digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())

@@ -96,7 +96,15 @@ def evaluate(request: Request) -> None:
         pretraining, labelled = _data(request, experiment, config, display)
         plan = _work_plan(request, config, labelled, results)
         models = _model_plans(request, config, run, pretraining, device, precision)
-        engine = Engine(plan, models, config, display, gpus=device == "cuda", logs=connection.logs)
+        engine = Engine(
+            plan,
+            models,
+            config,
+            display,
+            gpus=device == "cuda",
+            logs=connection.logs,
+            examples=EXAMPLES if request.with_examples else 0,
+        )
         described = engine.describe()
         for one in described:
             display.note(f"model {one['name']}: {one['origin']}, weights {one['weights']}")
@@ -112,7 +120,10 @@ def evaluate(request: Request) -> None:
             "run": run.name,
             "name": request.evaluation_name,
             "written": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "complete": all(section["state"] in ("done", "skipped") for section in sections.values()),
+            "complete": not any(
+                section["state"] == "failed" or any(one["possible"] for one in section["failures"])
+                for section in sections.values()
+            ),
             "synthetic": engine.synthetic,
             "seconds": round(time.time() - request.started, 1),
             "models": described,
@@ -136,13 +147,14 @@ def evaluate(request: Request) -> None:
 
 def printed_config(request: Request) -> str:
     """The settings as YAML, each with its origin."""
-    settings, origins = _settings(request, None)
+    experiment = None if request.run is None else _resolved(request)[1]
+    settings, origins = _settings(request, experiment)
     return to_yaml(settings, origins)
 
 
 def check(request: Request) -> None:
     """Say whether the evaluation could start, without a cluster."""
-    from mpma.baselines import check_spec
+    from mpma.baselines import baseline, check_spec
     from mpma.downstream.contract import NotPossible, task
     from mpma.downstream.labelled import LabelledData
     from mpma.loading import load_run
@@ -154,7 +166,8 @@ def check(request: Request) -> None:
         check_spec(spec)
     dataset = _own_or_named_data(request, experiment)
     loaded = load_run(run, fallback_tokenizer=_tokenizer_of(experiment))
-    console.print(f"model: {loaded.origin}, weights {loaded.weights_hash}", markup=False)
+    for model in (loaded, *(baseline(spec, loaded) for spec in request.baselines)):
+        console.print(f"model: {model.origin}, weights {model.weights_hash}", markup=False)
     if dataset is None:
         console.print("data: synthetic patients, which would be made", markup=False)
     else:
@@ -212,7 +225,18 @@ def _settings(
         if unknown:
             raise UserError(f"--task {unknown[0]}: no such task", f"one of {', '.join(TASKS)}")
         config = config.model_copy(update={"tasks": [name for name in TASKS if name in request.tasks]})
+    if config.zero_shot.prompts is not None:
+        config = _with_prompts(config, config.zero_shot.prompts)
     return config, origins
+
+
+def _with_prompts(config: EvaluationConfig, place: str) -> EvaluationConfig:
+    """The settings with prompts that every process finds. Raises `UserError` where they cannot be read."""
+    from mpma.downstream.prompting import read_prompts
+
+    read_prompts(Path(place))
+    section = config.zero_shot.model_copy(update={"prompts": _absolute(place)})
+    return config.model_copy(update={"zero_shot": section})
 
 
 def _check_placement(request: Request) -> None:
@@ -294,7 +318,6 @@ def _work_plan(request: Request, config: EvaluationConfig, labelled: str, result
         results=_absolute(results.location),
         features=_absolute(request.features),
         threads=config.threads_per_job,
-        examples=EXAMPLES if request.with_examples else 0,
     )
 
 

@@ -180,7 +180,7 @@ class EvaluationConfig(StrictConfig):
     """CPU threads of one job. Jobs run beside each other, so one is usually best; scores are equal bit for
     bit only under the same number."""
     image_cache_bytes: int = Field(default=2 * 1024**3, ge=0)
-    """Most memory in which a fit keeps its encoded images; beyond it they are read again each epoch."""
+    """Most memory in which a fit keeps images and frozen tokens; what does not fit is read or made again."""
 
     @property
     def resolved_fit_seeds(self) -> int:

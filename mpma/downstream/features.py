@@ -1,8 +1,8 @@
 """Frozen features of a model on a dataset, extracted once and kept by (weights, data).
 
 Decisions:
-- What is kept are vectors per pair: mean patch token, aligned image vector, aligned report vector, fused
-  representation. Patch tokens are too large to keep for an archive; tasks that need them run the encoder.
+- What is kept are vectors per pair: mean patch token, aligned image vector, aligned report vector. Patch
+  tokens are too large to keep for an archive; tasks that need them run the encoder.
 - A part covers a fixed range of a split's rows, so parts can be made anywhere on the cluster and in any
   order, and a fit on one percent of the labels reads only the parts that it touches.
 - The name of a part holds the hash of weights and tokeniser and the data's fingerprint: it can never be
@@ -27,7 +27,10 @@ from mpma.data.storage import Storage
 from mpma.downstream.labelled import LabelledData, Rows
 from mpma.loading import LoadedModel
 
-Kind = Literal["image", "report", "pair"]
+Kind = Literal["image", "report"]
+
+FEATURES_VERSION: Final = 1
+"""Raised with every change of what a feature is, so that parts made before are not taken for it."""
 
 PART_ROWS: Final = 1024
 """Rows of one part."""
@@ -41,7 +44,10 @@ class FeatureStore:
     ) -> None:
         """`storage` None keeps parts in memory only."""
         self.model, self.data, self._batch = model, data, batch_size
-        self._storage = None if storage is None else storage.child(f"{model.weights_hash}-{data.fingerprint}")
+        # Beside weights and data all that their bits depend on.
+        how = f"{model.precision}-{model.device.type}-{batch_size}-{torch.get_num_threads()}"
+        name = f"{model.weights_hash}-{data.fingerprint}-{how}-v{FEATURES_VERSION}"
+        self._storage = None if storage is None else storage.child(name)
         self._memory: dict[str, dict[str, Tensor]] = {}
 
     def image_means(self, split: str, rows: Rows) -> NDArray[np.float32]:
@@ -55,10 +61,6 @@ class FeatureStore:
     def report_vectors(self, split: str, rows: Rows) -> NDArray[np.float32]:
         """Aligned report vectors [n, A], unit norm."""
         return self._gather("report", "aligned", split, rows)
-
-    def pair_vectors(self, split: str, rows: Rows) -> NDArray[np.float32]:
-        """Fused representation [n, E + D]: mean of fused word tokens, mean patch token."""
-        return self._gather("pair", "fused", split, rows)
 
     @staticmethod
     def parts_of(rows: Rows) -> list[int]:
@@ -126,11 +128,8 @@ class FeatureStore:
             if kind == "image":
                 embedding = loaded.model.embed_images(centre_views(loaded, self.data, split, rows))
                 return {"mean": embedding.mean, "aligned": embedding.aligned}
-            ids, attention, words = loaded.tokens(self.data.texts(split, rows))
-            if kind == "report":
-                return {"aligned": loaded.model.embed_reports(ids, attention)}
-            pixels = centre_views(loaded, self.data, split, rows)
-            return {"fused": loaded.model.embed_pairs(pixels, ids, attention, words)}
+            ids, attention, _ = loaded.tokens(self.data.texts(split, rows))
+            return {"aligned": loaded.model.embed_reports(ids, attention)}
 
 
 def centre_views(loaded: LoadedModel, data: LabelledData, split: str, rows: Rows) -> Tensor:

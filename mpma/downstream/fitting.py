@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpma.downstream.config import FitConfig
-from mpma.downstream.contract import NotPossible
+from mpma.errors import JobError
 from mpma.loading import LoadedModel
 
 WARMUP_FRACTION = 0.1
@@ -33,7 +33,7 @@ def fit(
     """Train `new`, and `pretrained` at its lower rate, on one batch a step; both end in eval mode.
 
     `loss_of(batch)` gives a scalar. `pretrained` None, or a factor of 0, leaves the encoder alone.
-    Raises `NotPossible` where the loss is not finite.
+    Raises `JobError` where the loss is not finite.
     """
     device = loaded.device
     factor = config.encoder_learning_rate_factor
@@ -62,7 +62,7 @@ def fit(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
         if not bool(torch.isfinite(norm)):
-            raise NotPossible(
+            raise JobError(
                 f"the loss of the fit is not finite at step {step}", "a lower learning rate usually helps"
             )
         optimizer.step()

@@ -47,10 +47,10 @@ class Neighbours:
 
         `themselves`: these are the fitted pairs in their order, and none is its own neighbour.
         """
-        chunk = max(1, _CHUNK_ELEMENTS // len(self.vectors))
         count = min(self.neighbours, len(self.vectors) - themselves)
         if count < 1:
             return np.zeros((len(features), self.labels.shape[1]))
+        chunk = max(1, _CHUNK_ELEMENTS // max(len(self.vectors), count * self.labels.shape[1]))
         found = []
         for start in range(0, len(features), chunk):
             cosine = self._standard(features[start : start + chunk]) @ self.vectors.T

@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from mpma.data.counter_hash import counter_hash, text_hash
 from mpma.data.dataset import Dataset
 from mpma.data.pairs import model_text
-from mpma.data.quality import normalised_report
 from mpma.data.rows import encoded_images
 from mpma.downstream.contract import NotPossible
 
 Rows = NDArray[np.int64]
 
 TEXT_COLUMNS: Final = ("report", "findings", "impression")
+
+_NEVER_GROUPS: Final = ("pair_id", "patient_id", "study_id", "report", "findings", "impression")
+"""Identifiers and texts: a value of theirs would be shown."""
 
 _WINDOW_ROW_GROUPS: Final = 32
 """Row groups that are shuffled together where the images of a fit do not stay in memory."""
@@ -53,7 +55,6 @@ class LabelledData:
     def __init__(self, dataset: Dataset, split: str = "auto") -> None:
         """`split`: `auto`, `test` or `val`. Raises `NotPossible` where that split is empty."""
         self.dataset = dataset
-        self._wanted = split
         self.judged_split = self._choose_split(split)
 
     @property
@@ -114,10 +115,6 @@ class LabelledData:
         columns = (table[name].to_pylist() for name in TEXT_COLUMNS)
         return [model_text(*text) for text in zip(*columns, strict=True)]
 
-    def report_classes(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """[n]: equal where the normalised reports are equal."""
-        return np.array([text_hash(normalised_report(text)) for text in texts], dtype=np.int64)
-
     def images(self, split: str, rows: Rows, column: str = "image") -> list[memoryview]:
         """Encoded images (or masks, none missing) of some rows, in the order asked for."""
         return encoded_images(self.table(split, [column], rows), column)
@@ -135,15 +132,16 @@ class LabelledData:
 
     def group_values(self, split: str, rows: Rows, column: str) -> list[str]:
         """A breakdown column as text, empty where a row has no value. Raises `NotPossible` where unknown."""
-        if column not in self.columns or column in ("image", "mask", "report", "findings", "impression"):
-            known = ", ".join(c for c in self.columns if c not in ("image", "mask", "pair_id", "patient_id"))
-            raise NotPossible(f"breakdown: the data have no column {column!r} to group by", f"one of {known}")
+        known = [
+            field.name for field in self._schema if field.name not in _NEVER_GROUPS and _is_scalar(field.type)
+        ]
+        if column not in known:
+            raise NotPossible(
+                f"breakdown: the data have no column {column!r} that may be shown and grouped by",
+                f"one of {', '.join(known)}",
+            )
         values = self.table(split, [column], rows)[column].to_pylist()
         return ["" if value is None else str(value) for value in values]
-
-    def in_judged_order(self, rows: Rows) -> Rows:
-        """Ascending rows."""
-        return np.sort(rows)
 
     def _choose_split(self, wanted: str) -> str:
         candidates = ("test", "val") if wanted == "auto" else (wanted,)
@@ -154,6 +152,11 @@ class LabelledData:
             f"{self.dataset.path} has no pairs in its {' or '.join(candidates)} split",
             "ingest with a share for test, such as --split 0.7/0.1/0.2",
         )
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    return text or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def patients_within(patients: NDArray[np.str_], fraction: float, seed: int) -> NDArray[np.bool_]:

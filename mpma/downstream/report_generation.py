@@ -149,7 +149,8 @@ class ReportGenerationTask:
         rows = prepared.training_rows
         texts = features.data.texts("train", rows)
         cut = model.tokenizer.lengths(texts) > longest
-        images = FitImages(features.data, "train", rows, self.config.image_cache_bytes)
+        budget = self.config.image_cache_bytes // 2
+        images = FitImages(features.data, "train", rows, budget)
         cropper = model.cropper(job.seed)
         frozen = settings.encoder_learning_rate_factor == 0
 
@@ -161,7 +162,7 @@ class ReportGenerationTask:
 
         # Without crops a frozen encoder says the same of an image in every epoch.
         read_once = frozen and not settings.augment
-        kept = KeptFeatures(len(rows), partial(seen, 0), self.config.image_cache_bytes)
+        kept = KeptFeatures(len(rows), partial(seen, 0), budget)
 
         def loss_of(batch: tuple[int, Rows]) -> Tensor:
             epoch, places = batch
@@ -333,7 +334,7 @@ def _one_pair_each(data: LabelledData, rows: Rows, most: int) -> Rows:
     order = np.lexsort((draws["pair_id"], draws["patient_id"]))
     patients = draws["patient_id"][order]
     firsts = order[np.append(True, patients[1:] != patients[:-1])]
-    return data.in_judged_order(rows[firsts[:most]])
+    return np.sort(rows[firsts[:most]])
 
 
 def _own_labels(data: LabelledData, rows: Rows, names: Sequence[str]) -> NDArray[np.float64] | None:

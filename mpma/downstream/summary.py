@@ -57,7 +57,7 @@ def summarise_task(
     `outcomes` by (model, job key). Raises `JobError` where models were judged on different examples.
     """
     section: dict[str, Any] = {
-        "state": _state(models, jobs, outcomes, failures),
+        "state": _state(outcomes, failures),
         "reason": None if outcomes else _reason(failures),
         "headline": [],
         "seeds": {},
@@ -122,7 +122,7 @@ def paired_differences(
         seeds = min(len(ours[variant]), len(theirs[variant]))
         a, b = list(ours[variant])[:seeds], list(theirs[variant])[:seeds]
         _check_same_examples(dict(enumerate([*a, *b])))
-        names = [name for name in a[0].figures if name in b[0].figures]
+        names = [name for name in a[0].figures if all(name in one.figures for one in [*a, *b])]
         statistics = {
             (side, name): mean_over_seeds(outcomes, name)
             for side, outcomes in (("a", a), ("b", b))
@@ -149,7 +149,8 @@ def _add_figures(
     section: dict[str, Any], variant: str, found: Mapping[str, list[Outcomes]], resamples: int
 ) -> None:
     first = next(iter(found.values()))
-    names = list(first[0].figures)
+    everyone = [one for outcomes in found.values() for one in outcomes]
+    names = [name for name in first[0].figures if all(name in one.figures for one in everyone)]
     statistics: dict[tuple[str, str], Statistic] = {
         (model, name): mean_over_seeds(outcomes, name) for model, outcomes in found.items() for name in names
     }
@@ -227,12 +228,11 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _state(
-    models: Sequence[str], jobs: Sequence[Job], outcomes: Mapping[Any, Any], failures: Sequence[Failure]
-) -> str:
+def _state(outcomes: Mapping[Any, Any], failures: Sequence[Failure]) -> str:
     if not outcomes:
         return "failed" if any(failure.possible for failure in failures) else "skipped"
-    return "done" if len(outcomes) == len(models) * len(jobs) else "partly"
+    # What the data do not allow is told, and nothing is left to do about it.
+    return "partly" if any(failure.possible for failure in failures) else "done"
 
 
 def _reason(failures: Sequence[Failure]) -> str:

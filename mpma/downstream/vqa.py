@@ -121,7 +121,7 @@ class QuestionTask:
             settings.fit,
             frozen=frozen,
             seed=job.seed,
-            cache_bytes=self._config.image_cache_bytes,
+            cache_bytes=self._config.image_cache_bytes // 2,
         )
         mean, deviation = fit.standardisation()
         head = fitting.seeded(

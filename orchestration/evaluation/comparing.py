@@ -8,6 +8,7 @@ says little. The interval is that of one look over patients and does not contain
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from mpma.data.storage import Storage, open_storage
 from mpma.downstream.config import TASKS
 from mpma.downstream.summary import JUDGED_MODEL, paired_differences
-from mpma.errors import UserError
+from mpma.errors import JobError, UserError
 from mpma.metrics.outcomes import Outcomes
 from orchestration.evaluating import RESULTS, report_name
 from orchestration.evaluation.display import shown
@@ -37,14 +38,39 @@ def compare(first: str, second: str, *, name: str | None, out: str | None) -> di
         )
     resamples = int(a["settings"]["resamples"])
     found: dict[str, dict[str, Any]] = {}
+    remarks = [
+        f"{place}: {summary['overlap']['line']}"
+        for place, summary in ((first, a), (second, b))
+        if summary["overlap"]["marked"]
+    ]
     for task in TASKS:
-        if task in a and task in b:
-            ours, theirs = _outcomes(first, name, a[task]), _outcomes(second, name, b[task])
-            if ours and theirs:
-                found[task] = paired_differences(ours, theirs, resamples)
+        if task not in a or task not in b:
+            continue
+        if a["settings"][task] != b["settings"][task]:
+            remarks.append(f"{task}: left out, the two were evaluated with different settings")
+            continue
+        ours, theirs = _outcomes(first, name, a[task]), _outcomes(second, name, b[task])
+        shared = {
+            variant: (sorted(set(seeds) & set(theirs[variant])), seeds, theirs[variant])
+            for variant, seeds in ours.items()
+            if variant in theirs and set(seeds) & set(theirs[variant])
+        }
+        if not shared:
+            remarks.append(f"{task}: left out, the two share no finished job")
+            continue
+        try:
+            found[task] = paired_differences(
+                {variant: [mine[key] for key in keys] for variant, (keys, mine, _) in shared.items()},
+                {variant: [other[key] for key in keys] for variant, (keys, _, other) in shared.items()},
+                resamples,
+            )
+        except JobError as error:
+            remarks.append(f"{task}: left out, {error.message}")
     if not found:
-        raise UserError(f"{first} and {second} share no task that both finished", "evaluate both first")
+        why = f" ({'; '.join(remarks)})" if remarks else ""
+        raise UserError(f"{first} and {second} share no task that both finished{why}", "evaluate both first")
     result = {
+        "remarks": remarks,
         "a": first,
         "b": second,
         "name": name,
@@ -74,14 +100,14 @@ def _summary(place: str, name: str) -> Mapping[str, Any]:
         raise UserError(f"{place}/{file}: damaged", "evaluate the run again") from None
 
 
-def _outcomes(place: str, name: str, section: Mapping[str, Any]) -> dict[str, list[Outcomes]]:
+def _outcomes(place: str, name: str, section: Mapping[str, Any]) -> dict[str, dict[str, Outcomes]]:
+    """Stored outcomes of the judged model by variant and job key."""
     store = ResultStore(_results(place, name))
     files = section.get("files", {}).get(JUDGED_MODEL, {})
-    found: dict[str, list[Outcomes]] = {}
+    found: dict[str, dict[str, Outcomes]] = {}
     for variant, keys in section["jobs"].items():
-        read = [store.outcomes(files[key]) for key in keys if key in files]
-        if read and all(one is not None for one in read):
-            found[variant] = [one for one in read if one is not None]
+        read = {key: store.outcomes(files[key]) for key in keys if key in files}
+        found[variant] = {key: one for key, one in read.items() if one is not None}
     return found
 
 
@@ -90,7 +116,8 @@ def _results(place: str, name: str) -> Storage:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=not terminal, width=None if terminal else 140)
     table = Table(title=f"{result['a']} minus {result['b']}")
     for heading in ("task", "figure"):
         table.add_column(heading)
@@ -116,6 +143,8 @@ def _print(result: Mapping[str, Any]) -> None:
             )
             told = True
     console.print(table)
+    for remark in result["remarks"]:
+        console.print(remark, markup=False)
     console.print(
         "95 % intervals over patients, paired; they do not contain the variance of training.", markup=False
     )

@@ -13,9 +13,7 @@ from mpma.metrics.outcomes import Outcomes
 from orchestration.evaluation.store import ResultStore
 
 
-def written_report(
-    summary: Mapping[str, Any], results: Storage, *, with_examples: bool, command: str | None = None
-) -> str:
+def written_report(summary: Mapping[str, Any], results: Storage, *, with_examples: bool) -> str:
     """The page as text; examples only where the user asked for them."""
     from orchestration.reporting.evaluation_report import evaluation_report
 
@@ -35,13 +33,8 @@ def written_report(
     if with_examples:
         for task in TASKS:
             named = (summary.get(task) or {}).get("files", {}).get(JUDGED_MODEL, {})
-            # One job's examples speak for the task: the largest share of labels, the first seed.
-            for key in _shown_first(summary[task]["jobs"] if named else {}):
-                if key in named and (found := store.examples(named[key])):
+            for name in named.values():
+                if found := store.examples(name):
                     examples[task] = found
                     break
-    return evaluation_report(summary, outcomes, examples, command)
-
-
-def _shown_first(jobs: Mapping[str, Sequence[str]]) -> list[str]:
-    return [keys[0] for keys in reversed(list(jobs.values())) if keys]
+    return evaluation_report(summary, outcomes, examples)

@@ -9,6 +9,7 @@ worker to the run's folder, only a line comes back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -44,8 +45,11 @@ class Engine:
         *,
         gpus: bool,
         logs: str,
+        examples: int = 0,
     ) -> None:
-        self._plan, self._models, self._config, self._display = plan, models, config, display
+        """`examples`: how many the shown job of each task keeps; 0: none, and none are left from before."""
+        self._plan, self._models, self._config, self._display = plan, list(models), config, display
+        self._examples = examples
         self._gpus, self._logs = gpus, logs
         self._described: list[dict[str, Any]] = []
 
@@ -57,6 +61,9 @@ class Engine:
     def describe(self) -> list[dict[str, Any]]:
         """Name, origin and weights' hash of every model, loaded where it will run. Raises `UserError`."""
         self._described = list(self._each(work.describe_model, [(model,) for model in self._models]))
+        # From here on all jobs load this checkpoint, although the run may write newer ones.
+        step = self._described[0]["step"]
+        self._models = [replace(model, step=step) for model in self._models]
         return self._described
 
     def describe_data(self) -> dict[str, Any]:
@@ -69,14 +76,20 @@ class Engine:
         names = self._result_names(jobs)
         waiting = self._waiting(jobs, names)
         if waiting:
-            self._extract({job.task for _, job, _ in waiting}, {model.name for model, _, _ in waiting})
+            self._extract({job.task for _, job, _, _ in waiting}, {model.name for model, _, _, _ in waiting})
         broken = self._carry_out(waiting, sum(len(found) for found in names.values()))
         tables = [
             (self._plan, name, [model.name for model in self._models], jobs[name], names[name], broken)
             for name in self._config.tasks
         ]
         self._display.note("drawing resamples of patients")
-        return dict(zip(self._config.tasks, self._each(work.summarise, tables), strict=True))
+        sections: dict[str, dict[str, Any]] = {}
+        for place, section in self._unordered(work.summarise, tables):
+            name = self._config.tasks[place]
+            if isinstance(section, Exception):
+                section = failed_section([model.name for model in self._models], _defect(section))
+            sections[name] = section
+        return {name: sections[name] for name in self._config.tasks}
 
     # -- what there is to do -----------------------------------------------------------------------
 
@@ -89,11 +102,7 @@ class Engine:
         return {
             name: {
                 (model.name, job.key): result_name(
-                    self._config,
-                    job,
-                    model.name,
-                    f"{weights[model.name]} {model.precision}",
-                    self._fingerprint,
+                    self._config, job, model, weights[model.name], self._fingerprint
                 )
                 for model in self._models
                 for job in found
@@ -103,19 +112,23 @@ class Engine:
 
     def _waiting(
         self, jobs: Mapping[Any, list[Job]], names: Mapping[str, Mapping[tuple[str, str], str]]
-    ) -> list[tuple[ModelPlan, Job, str]]:
-        """Jobs without a result, in the order in which they are best started."""
+    ) -> list[tuple[ModelPlan, Job, str, int]]:
+        """Jobs without a whole result, in the order in which they are best started, and their examples."""
         store = ResultStore(open_storage(self._plan.results))
+        if not self._examples:
+            store.forget_examples()
         there = set(store.folder.names())
         waiting = []
         order = [job for name in _longest_first(self._config.tasks) for job in jobs[name]]
         for job in order:
             for model in self._models:
                 name = names[job.task][model.name, job.key]
-                shown = not self._plan.examples or name + EXAMPLES in there
-                if name + IMPOSSIBLE in there or (name + OUTCOMES in there and shown):
+                shown = model.kind == "run" and job == shown_job(jobs[job.task])
+                examples = self._examples if shown else 0
+                whole = name + OUTCOMES in there and store.outcomes(name) is not None
+                if name + IMPOSSIBLE in there or (whole and (not examples or name + EXAMPLES in there)):
                     continue
-                waiting.append((model, job, name))
+                waiting.append((model, job, name, examples))
         return waiting
 
     # -- the work ----------------------------------------------------------------------------------
@@ -136,20 +149,21 @@ class Engine:
             for part in range(-(-data.rows(split) // PART_ROWS))
         ]
         with self._display.counting("features", len(parts)) as advance:
-            for _ in self._each(work.extract_part, parts, advance):
-                pass
+            # A part that cannot be made fails the jobs that need it, each by itself.
+            for _ in self._unordered(work.extract_part, parts):
+                advance()
 
     def _carry_out(
-        self, waiting: Sequence[tuple[ModelPlan, Job, str]], total: int
+        self, waiting: Sequence[tuple[ModelPlan, Job, str, int]], total: int
     ) -> dict[tuple[str, str], str]:
         """Run the jobs; return what broke, by model and job key."""
         broken: dict[tuple[str, str], str] = {}
         if total > len(waiting):
             self._display.note(f"{total - len(waiting)} of {total} jobs are done already")
-        calls = [(self._plan, model, job, name) for model, job, name in waiting]
+        calls = [(self._plan, *one) for one in waiting]
         with self._display.counting("jobs", len(calls)) as advance:
             for place, done in self._unordered(work.run_job, calls):
-                model, job, _ = waiting[place]
+                model, job, _, _ = waiting[place]
                 advance()
                 if isinstance(done, Exception):
                     done = work.Done(0.0, "failed", f"its process ended ({type(done).__name__})")
@@ -158,27 +172,18 @@ class Engine:
                 self._display.job(model.name, job, done)
         return broken
 
-    def _each(
-        self,
-        function: Callable[..., Any],
-        calls: Iterable[tuple[Any, ...]],
-        advance: Callable[[], None] | None = None,
-    ) -> list[Any]:
+    def _each(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Results in order. A mistake of the user is raised as such, a lost process as `JobError`."""
         found: dict[int, Any] = {}
         for place, result in self._unordered(function, list(calls)):
             if isinstance(result, Exception):
-                cause = getattr(result, "cause", None)
-                if isinstance(cause, UserError):
+                if isinstance(cause := getattr(result, "cause", None), UserError):
                     raise cause
-                defect = cause or result
                 raise JobError(
-                    f"{function.__name__}: {type(defect).__name__} in {work.innermost_place(defect)}",
+                    f"{function.__name__}: {_defect(result)}",
                     f"Ray's logs are in {self._logs}; the same command continues",
                 )
             found[place] = result
-            if advance is not None:
-                advance()
         return [found[place] for place in sorted(found)]
 
     def _unordered(
@@ -190,13 +195,14 @@ class Engine:
         remote = ray.remote(max_retries=_RETRIES)(function).options(
             num_cpus=1 if self._gpus else self._plan.threads, num_gpus=1 if self._gpus else 0
         )
-        resources = ray.cluster_resources()
-        room = (
-            int(resources.get("GPU", 0)) if self._gpus else int(resources.get("CPU", 1) // self._plan.threads)
-        )
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        wanted, each = ("GPU", 1) if self._gpus else ("CPU", self._plan.threads)
+        # A job sits on one node: what is left over on each is of no use.
+        room = sum(int(node.get(wanted, 0) // each) for node in nodes)
         if room < 1:
+            most = max((node.get(wanted, 0) for node in nodes), default=0)
             raise UserError(
-                f"threads_per_job {self._plan.threads}: the cluster has {resources.get('CPU', 0):g} CPUs",
+                f"threads_per_job {each}: no machine has that many CPUs; the largest has {most:g}",
                 "use fewer threads_per_job",
             )
         pending: dict[Any, int] = {}
@@ -219,6 +225,34 @@ class Engine:
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
+
+
+def shown_job(jobs: Sequence[Job]) -> Job:
+    """The job whose examples speak for a task: the largest share of the labels, the first seed and method."""
+    return min(jobs, key=lambda job: (-job.fraction, job.seed, job.method))
+
+
+def failed_section(models: Sequence[str], reason: str) -> dict[str, Any]:
+    """What is left of a task whose summary broke: the others go on."""
+    empty: dict[str, Any] = {
+        name: {} for name in ("seeds", "jobs", "chance", "differences", "breakdown", "problems", "files")
+    }
+    return {
+        "state": "failed",
+        "reason": reason,
+        "headline": [],
+        "failures": [],
+        **empty,
+        **{model: {} for model in models},
+    }
+
+
+def _defect(error: BaseException) -> str:
+    """Kind and place of what a task raised; its message may hold report text."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, UserError):
+        return cause.message
+    return f"{type(cause).__name__} in {work.innermost_place(cause)}"
 
 
 def _longest_first(tasks: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """How long an evaluation takes and what it leaves on disk, from a few measured steps of the real model.
 
-Decisions: what is measured is what the time goes into (embedding pictures, and one training step of the
-encoder under each task's batch), on this machine and with the job's threads; counts come from the data's
-marker alone; beam search is taken at the cost of embedding its prefixes. It is a forecast, and says so.
+Decisions: what is measured is what most of the time goes into (embedding pictures, and one training step of
+the encoders under each task's batch), on this machine and with the job's threads; counts come from the data's
+marker alone. Probes, beam search and resamples are not measured: for little data they are a good part, so
+this is a forecast of the order of time. Frozen encoders make it an upper bound.
 """
 
 from __future__ import annotations

@@ -12,15 +12,20 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from mpma.downstream.contract import Job, Task
+from mpma.metrics.outcomes import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from mpma.downstream.config import EvaluationConfig
     from mpma.downstream.features import FeatureStore
     from mpma.downstream.labelled import LabelledData
     from mpma.loading import LoadedModel
+
+RESULT_VERSION: Final = 1
+"""Raised with every change of what a task judges or how it fits, so that older results are run anew."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class ModelPlan:
     """Dataset whose tokeniser serves a run that keeps none of its own."""
     device: str = "cpu"
     precision: str = "fp32"
+    step: int | None = None
+    """Checkpoint of the judged run. None: the newest, which `Engine.describe` then pins for all jobs."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,6 @@ class WorkPlan:
     features: str
     """Folder of the features that are kept."""
     threads: int = 1
-    examples: int = 0
-    """Examples that each task keeps; 0: none."""
 
 
 def open_config(plan: WorkPlan) -> EvaluationConfig:
@@ -84,6 +89,7 @@ def open_model(model: ModelPlan) -> LoadedModel:
         device=model.device,
         precision=model.precision,
         name=model.name,
+        step=model.step,
         fallback_tokenizer=_tokenizer(model.tokenizer_data),
     )
     if model.kind == "run":
@@ -115,15 +121,31 @@ def prepared(plan: WorkPlan, name: str) -> tuple[Task, Any]:
     return made, made.prepare(open_data(plan))
 
 
-def result_name(config: EvaluationConfig, job: Job, model: str, weights: str, fingerprint: str) -> str:
+def result_name(config: EvaluationConfig, job: Job, model: ModelPlan, weights: str, fingerprint: str) -> str:
     """Name of a job's result without its ending: readable parts, and a digest of all that decides it."""
     section = getattr(config, job.task).model_dump()
-    # What only says which jobs there are does not decide a job.
+    # What only says which jobs there are, or belongs to another method, does not decide a job.
     for key in ("label_fractions", "fine_tune_fractions", "methods"):
         section.pop(key, None)
-    decides = [section, weights, fingerprint, config.split, config.breakdown, config.threads_per_job]
+    for key, method in (("neighbours", "knn"), ("fine_tune", "fine_tune")):
+        if job.method and job.method != method:
+            section.pop(key, None)
+    decides = [
+        RESULT_VERSION,
+        FORMAT_VERSION,
+        section,
+        _content(section.get("prompts")),
+        [weights, model.precision, model.device, fingerprint],
+        [config.split, config.breakdown, config.breakdown_least_patients],
+        [config.threads_per_job, config.batch_size, config.image_cache_bytes],
+    ]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{job.key}--{model}--{digest}"
+    return f"{job.key}--{model.name}--{digest}"
+
+
+def _content(path: str | None) -> str:
+    """Hash of a file that the settings name: another content under the same name is another setting."""
+    return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _run_directory(place: str) -> Any:

@@ -64,9 +64,11 @@ class ResultStore:
         self.folder.make_directory()
         self.folder.write(name + IMPOSSIBLE, json.dumps({"reason": reason}).encode())
 
-    def done(self, names: set[str]) -> set[str]:
-        """Which files of these names are there, from one listing."""
-        return names & set(self.folder.names())
+    def forget_examples(self) -> None:
+        """Remove all examples: they are kept only as long as they are asked for."""
+        for name in self.folder.names():
+            if name.endswith(EXAMPLES):
+                self.folder.remove(name)
 
 
 def packed_examples(examples: Sequence[Example]) -> bytes:

@@ -7,6 +7,7 @@ never its message, which may hold report text.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -56,19 +57,19 @@ def describe_model(model: ModelPlan) -> dict[str, Any]:
     }
 
 
-def extract_part(plan: WorkPlan, model: ModelPlan, kind: str, split: str, part: int) -> bool:
-    """Make one part of features where it is not there; return whether it was made."""
+def extract_part(plan: WorkPlan, model: ModelPlan, kind: str, split: str, part: int) -> None:
+    """Make one part of features where it is not there. What cannot be read fails the jobs that need it."""
     _enter(plan)
-    made: bool = open_features(plan, model).ensure(kind, split, part)  # type: ignore[arg-type]
-    return made
+    with contextlib.suppress(UserError):
+        open_features(plan, model).ensure(kind, split, part)  # type: ignore[arg-type]
 
 
-def run_job(plan: WorkPlan, model: ModelPlan, job: Job, name: str) -> Done:
-    """Fit, predict, score and keep one job."""
+def run_job(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int) -> Done:
+    """Fit, predict, score and keep one job, with so many examples."""
     begun = time.time()
     try:
         _enter(plan)
-        return _run(plan, model, job, name, begun)
+        return _run(plan, model, job, name, examples, begun)
     except NotPossible as error:
         _store(plan).keep_impossible(name, error.message)
         return Done(time.time() - begun, "impossible", error.message)
@@ -78,16 +79,16 @@ def run_job(plan: WorkPlan, model: ModelPlan, job: Job, name: str) -> Done:
         return Done(time.time() - begun, "failed", f"{type(error).__name__} in {innermost_place(error)}")
 
 
-def _run(plan: WorkPlan, model: ModelPlan, job: Job, name: str, begun: float) -> Done:
+def _run(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int, begun: float) -> Done:
     task, judged = prepared(plan, job.task)
     loaded, features = open_model(model), open_features(plan, model)
     fitted = task.fit(loaded, features, judged, job)
     predictions = task.predict(loaded, features, judged, job, fitted)
     outcomes = grouped(plan, judged, task.score(judged, predictions))
-    examples = None
-    if plan.examples:
-        examples = task.examples(loaded, features, judged, job, fitted, predictions, plan.examples)
-    _store(plan).keep(name, outcomes, examples)
+    shown_examples = None
+    if examples:
+        shown_examples = task.examples(loaded, features, judged, job, fitted, predictions, examples)
+    _store(plan).keep(name, outcomes, shown_examples)
     values = outcomes.values()
     shown = tuple((figure, values[figure]) for figure in list(outcomes.headline)[:2])
     return Done(time.time() - begun, "done", shown=shown)
