@@ -1,6 +1,6 @@
 """Which parts of the method earn their cost: four arms, three seeds, judged downstream.
 
-    python -m benchmarks.ablation [--work runs] [--steps 360] [--train-only]
+    python -m benchmarks.ablation [--work runs] [--steps 240] [--train-only]
 
 Each arm adds one part to the one before it: reconstruction only, + global alignment, + local alignment,
 + memory. Every run is a run directory that `orchestration.evaluate` judges, so the command may be
@@ -59,7 +59,14 @@ ARMS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What each arm changes in recipes/search.yaml; the last one is the whole method."""
 
-COMMON: Final = ("image.mask_ratio=0.5", "report.mask_ratio=0.75")
+COMMON: Final = (
+    "image.mask_ratio=0.5",
+    "report.mask_ratio=0.75",
+    # The runs are judged downstream; their own validation is kept short.
+    "validation.gallery_size=64",
+    "validation.probe_train_pairs=100",
+    "validation.visual_gain_pairs=32",
+)
 
 SHOWN: Final = {
     "classification": ("linear_probe/1%/auroc", "linear_probe/10%/auroc", "linear_probe/100%/auroc"),
@@ -81,7 +88,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", default="runs", help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=360, help="training steps of every run")
+    parser.add_argument("--steps", type=int, default=240, help="training steps of every run")
     parser.add_argument("--train-only", action="store_true", help="train the runs and end")
     parser.add_argument("--beside", type=int, default=2, help="trainings at a time, one thread each")
     options = parser.parse_args()

@@ -93,7 +93,7 @@ def evaluate(request: Request) -> None:
         device, precision, reasons = _placement(request, connection.resources)
         for line in reasons:
             display.note(line)
-        pretraining, labelled = _data(request, experiment, config, display)
+        pretraining, labelled = _data(request, run, experiment, config, display)
         plan = _work_plan(request, config, labelled, results)
         models = _model_plans(request, config, run, pretraining, device, precision)
         engine = Engine(
@@ -113,7 +113,7 @@ def evaluate(request: Request) -> None:
             f"data: {data['fingerprint']}, judged on {data['patients'][data['split']]} patients "
             f"of {data['split']}"
         )
-        overlap = _overlap(request, described[0], pretraining, labelled, data["split"], display)
+        overlap = _overlap(request, pretraining, labelled, data["split"], display)
         sections = engine.run()
         summary = {
             "schema_version": 1,
@@ -276,21 +276,22 @@ def _tokenizer_of(experiment: ExperimentConfig) -> Any:
 
 
 def _data(
-    request: Request, experiment: ExperimentConfig, config: EvaluationConfig, display: Any
+    request: Request,
+    run: RunDirectory,
+    experiment: ExperimentConfig,
+    config: EvaluationConfig,
+    display: Any,
 ) -> tuple[str, str]:
     """(place of the pre-training data, or empty where it is not at hand; place of the labelled data)."""
     from mpma.data.config import PhantomConfig
-    from mpma.data.dataset import Dataset
+    from mpma.loading import trained_on
+    from orchestration.own_data import find_own_data
     from orchestration.phantom_data import ensure_phantom
 
-    pretraining = ""
-    if experiment.data.path is not None:
-        try:
-            pretraining = Dataset.open(_absolute(experiment.data.path)).path
-        except UserError:
-            display.note(f"data of pre-training: {experiment.data.path} cannot be opened")
-    else:
-        pretraining = ensure_phantom(experiment.data.phantom)
+    known = find_own_data(run, trained_on(run))
+    pretraining = "" if known is None else known.path
+    if known is None:
+        display.note("data of pre-training: not found where the run had them")
     if request.data is not None or experiment.data.path is not None:
         return _absolute(pretraining) if pretraining else "", _own_or_named_data(request, experiment).path
     wanted = experiment.data.phantom.model_copy(
@@ -354,20 +355,12 @@ def _absolute_spec(spec: str) -> str:
     return f"{head}:{_absolute(place)}" if colon and Path(place).exists() else spec
 
 
-def _overlap(
-    request: Request, judged: Mapping[str, Any], pretraining: str, labelled: str, split: str, display: Any
-) -> dict[str, Any]:
+def _overlap(request: Request, pretraining: str, labelled: str, split: str, display: Any) -> dict[str, Any]:
     from mpma.data.dataset import Dataset
     from mpma.downstream.overlap import check as check_overlap
     from orchestration.evaluation.overlap import find_overlap
 
-    try:
-        known = Dataset.open(pretraining) if pretraining else None
-    except UserError:
-        known = None
-    if known is not None and known.fingerprint != judged["data_fingerprint"]:
-        display.note(f"data of pre-training: what is at {pretraining} is not what the run was trained on")
-        known = None
+    known = Dataset.open(pretraining) if pretraining else None
     cache = open_storage(_absolute(request.features)).child("image-hashes")
     found = find_overlap(known, Dataset.open(labelled), cache, split)
     display.note(f"overlap: {found.line}")
