@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,7 +72,6 @@ SHOWN: Final = {
     "classification": ("linear_probe/1%/auroc", "linear_probe/10%/auroc", "linear_probe/100%/auroc"),
     "retrieval": ("mean_recall",),
     "zero_shot": ("auroc",),
-    "segmentation": ("dice",),
     "vqa": ("accuracy",),
 }
 """Figures of the table."""
@@ -101,8 +100,11 @@ def main() -> None:
             done.result()
     if options.train_only:
         return
-    for arm, seed in runs:
-        judge(arm, seed, options.work, options.steps)
+    # The first makes the judged patients, the others find them.
+    judge(*runs[0], options.work, options.steps)
+    with ThreadPoolExecutor(options.beside) as threads:
+        for judged in [threads.submit(judge, *run, options.work, options.steps) for run in runs[1:]]:
+            judged.result()
     result = collected(options.work, options.steps)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     write_page(result)
@@ -149,6 +151,7 @@ def judge(arm: str, seed: int, work: str, steps: int) -> None:
     _run(
         "orchestration.evaluate",
         *("--run", f"{work}/{run_name(arm, seed, steps)}", "--config", str(SETTINGS), "--no-dashboard"),
+        *("--cpus", "1"),
         *("--set", f"untrained={str(untrained).lower()}"),
     )
 

@@ -32,17 +32,17 @@ def check_spec(spec: str) -> str:
     return _parsed(spec)[0]
 
 
-def baseline(spec: str, like: LoadedModel) -> LoadedModel:
+def baseline(spec: str, like: LoadedModel, root: str | Path = ".") -> LoadedModel:
     """The model that a text such as `before=run:runs/older` stands for, on the device of `like`.
 
-    Raises `UserError` where the text is malformed, the place is empty, or the weights are of another
-    architecture than `like` and bring none of their own.
+    `root`: where relative places begin. Raises `UserError` where the text is malformed, the place is empty,
+    or the weights are of another architecture than `like` and bring none of their own.
     """
     from mpma.loading import load, untrained
 
     name, kind, place = _parsed(spec)
     if place and "://" not in place:
-        place = str(Path(place).expanduser())
+        place = str(Path(root) / Path(place).expanduser())
     if kind in ("run", "export"):
         found = load(place, device=like.device, precision=like.precision)
         found.name = name

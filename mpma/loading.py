@@ -63,6 +63,8 @@ class LoadedModel:
         """16 hex letters that name architecture and values."""
         # Some sizes, such as heads, change what is computed and not a single tensor.
         built = self.config.model_dump(include={"image", "report", "memory", "fusion", "alignment"})
+        for section in ("image", "report"):
+            built[section].pop("pretrained")  # Where weights came from; the values themselves follow.
         described = json.dumps([built, dict(self.facts)], sort_keys=True)
         digest = hashlib.sha256((self.tokenizer_hash + described).encode())
         for name, value in sorted(self.model.state_dict().items()):

@@ -43,4 +43,5 @@ def test_two_workers_give_the_gradients_of_one_with_all_pairs(case: str, workers
         assert value.numel() > 0, f"{name} has no gradient"
         for ours in (first[name], second[name]):
             difference = (ours - value).abs().max().item()
-            assert difference <= 1e-5, f"{name}: {difference}"
+            # fp32 keeps seven digits: a gradient that is a sum over all tokens is far above 1.
+            assert difference <= 1e-5 * max(1.0, value.abs().max().item()), f"{name}: {difference}"
