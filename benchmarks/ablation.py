@@ -92,11 +92,16 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=2, help="trainings at a time, one thread each")
     options = parser.parse_args()
     runs = [(arm, seed) for seed in SEEDS for arm in ARMS]
+    waiting = [
+        (arm, seed)
+        for arm, seed in runs
+        if RunDirectory.at(options.work, run_name(arm, seed, options.steps)).finished_steps() is None
+    ]
     # A process for each run, since the threads of a training are a setting of its process.
     with ProcessPoolExecutor(
         options.beside, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        for done in [pool.submit(train, *run, options.work, options.steps) for run in runs]:
+        for done in [pool.submit(train, *run, options.work, options.steps) for run in waiting]:
             done.result()
     if options.train_only:
         return
@@ -151,7 +156,6 @@ def judge(arm: str, seed: int, work: str, steps: int) -> None:
     _run(
         "orchestration.evaluate",
         *("--run", f"{work}/{run_name(arm, seed, steps)}", "--config", str(SETTINGS), "--no-dashboard"),
-        *("--cpus", "1"),
         *("--set", f"untrained={str(untrained).lower()}"),
     )
 
