@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ RECIPE: Final = Path("recipes/search.yaml")
 SETTINGS: Final = Path("benchmarks/ablation.yaml")
 BEGIN, END = "<!-- figures: python -m benchmarks.ablation -->", "<!-- end of figures -->"
 SEEDS: Final = (0, 1, 2)
-RESAMPLES: Final = 1000
+RESAMPLES: Final = 500
 
 WITHOUT_MEMORY: Final = ("memory.kind=none",)
 ARMS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -72,7 +73,6 @@ SHOWN: Final = {
     "classification": ("linear_probe/1%/auroc", "linear_probe/10%/auroc", "linear_probe/100%/auroc"),
     "retrieval": ("mean_recall",),
     "zero_shot": ("auroc",),
-    "vqa": ("accuracy",),
 }
 """Figures of the table."""
 
@@ -182,6 +182,7 @@ def collected(work: str, steps: int) -> dict[str, Any]:
                             name = section["files"].get(model, {}).get(key)
                             found = None if name is None else store.outcomes(name)
                             if found is not None:
+                                found = _shown_alone(found, task)
                                 outcomes.setdefault((owner, task), {}).setdefault(variant, []).append(found)
     rows: dict[str, dict[str, Any]] = {}
     for place_, arm in enumerate(["untrained", *arms]):
@@ -191,7 +192,6 @@ def collected(work: str, steps: int) -> dict[str, Any]:
             ours = outcomes.get((arm, task))
             if ours is None:
                 continue
-            own = paired_differences(ours, ours, RESAMPLES)
             step = {} if before is None else paired_differences(ours, outcomes[before, task], RESAMPLES)
             for figure in figures:
                 seeds = (
@@ -200,7 +200,7 @@ def collected(work: str, steps: int) -> dict[str, Any]:
                     else [one[task]["pretrained"][figure]["value"] for one in summaries[arm]]
                 )
                 rows[arm][f"{task}/{figure}"] = {
-                    "value": own[figure]["a"],
+                    "value": _mean(ours, figure),
                     "seed_deviation": statistics.stdev(seeds) if len(seeds) > 1 else None,
                     "over_the_one_before": step[figure]["difference"] if step else None,
                 }
@@ -217,6 +217,18 @@ def collected(work: str, steps: int) -> dict[str, Any]:
         },
         "arms": rows,
     }
+
+
+def _shown_alone(found: Outcomes, task: str) -> Outcomes:
+    """Outcomes with the shown figures alone: resamples of the others would take minutes."""
+    shown = {figure.rsplit("/", 1)[-1] for figure in SHOWN.get(task, ())}
+    return replace(found, figures={name: one for name, one in found.figures.items() if name in shown})
+
+
+def _mean(outcomes: Mapping[str, list[Outcomes]], figure: str) -> float:
+    """A figure's mean over training and subset seeds."""
+    variant, _, name = figure.rpartition("/")
+    return statistics.fmean(one.values()[name] for one in outcomes[variant])
 
 
 def table(result: Mapping[str, Any]) -> str:
