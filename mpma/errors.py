@@ -9,6 +9,18 @@ pixels or identifiers.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+
+def innermost_place(error: BaseException) -> str:
+    """File and line where an error arose: all that may be told of one whose message may hold report text."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "an unknown place"
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+
 
 class UserError(Exception):
     """A mistake the user can mend; `hint` says how when the message alone does not."""

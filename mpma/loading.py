@@ -155,16 +155,7 @@ def load(place: str | Path, *, device: torch.device | str = "cpu", precision: st
             "export one first: python -m orchestration.export --run runs/NAME --out DIR",
         )
     run = RunDirectory(folder)
-    return load_run(run, device=device, precision=precision, fallback_tokenizer=dataset_tokenizer(run))
-
-
-def dataset_tokenizer(run: RunDirectory) -> ReportTokenizer | None:
-    """Tokeniser of a run's dataset, for runs that keep none; None where the dataset is not at hand."""
-    path = run.stored_config().data.path if run.exists() else None
-    try:
-        return None if path is None else Dataset.open(path).tokenizer()
-    except UserError:
-        return None
+    return load_run(run, device=device, precision=precision)
 
 
 def trained_on(run: RunDirectory, step: int | None = None) -> str:
@@ -186,17 +177,12 @@ def load_run(
     precision: str = "fp32",
     name: str = "pretrained",
     step: int | None = None,
-    fallback_tokenizer: ReportTokenizer | None = None,
 ) -> LoadedModel:
     """A checkpoint of a run: that of `step`, else the newest that is whole.
 
-    `fallback_tokenizer` serves runs that keep none of their own. Raises `UserError` where there is no run,
-    no such whole checkpoint, no tokeniser, or weights that do not fit the run's configuration.
+    Raises `UserError` where there is no run, no such whole checkpoint, no tokeniser (neither kept by the run
+    nor in its dataset), or weights that do not fit the run's configuration.
     """
-    if not run.exists():
-        raise UserError(
-            f"{run.folder.location}: no run there", "give --run the folder of a run, such as runs/demo"
-        )
     config = run.stored_config()
     found = _newest(run) if step is None else _of_step(run, step)
     # The checkpoint holds all weights, so those that the training began with need not be at hand.
@@ -208,7 +194,7 @@ def load_run(
         name=name,
         model=model,
         config=config,
-        tokenizer=_run_tokenizer(run, fallback_tokenizer, int(found.state.model["vocabulary_size"])),
+        tokenizer=_run_tokenizer(run, int(found.state.model["vocabulary_size"])),
         facts=dict(found.state.model),
         origin=f"run {run.name}, step {found.state.step}",
         step=found.state.step,
@@ -283,18 +269,21 @@ def _no_checkpoint(run: RunDirectory, why: str = "") -> UserError:
     )
 
 
-def _run_tokenizer(
-    run: RunDirectory, fallback: ReportTokenizer | None, vocabulary_size: int
-) -> ReportTokenizer:
+def _run_tokenizer(run: RunDirectory, vocabulary_size: int) -> ReportTokenizer:
     if run.folder.exists(TOKENIZER_FILE):
         tokenizer = ReportTokenizer(run.folder.read(TOKENIZER_FILE), run.folder.described(TOKENIZER_FILE))
-    elif fallback is not None:
-        tokenizer = fallback
     else:
-        raise UserError(
-            f"{run.name}: keeps no {TOKENIZER_FILE}, and its dataset is not at hand",
-            "run it once more with the same command, which adds the file",
-        )
+        # Runs begun by earlier versions keep none; their dataset may still have it.
+        path = run.stored_config().data.path
+        try:
+            if path is None:
+                raise UserError("phantom pairs")
+            tokenizer = Dataset.open(path).tokenizer()
+        except UserError:
+            raise UserError(
+                f"{run.name}: keeps no {TOKENIZER_FILE}, and its dataset is not at hand",
+                "continue it with a larger training.steps, which adds the file",
+            ) from None
     if tokenizer.vocabulary_size != vocabulary_size:
         raise UserError(
             f"{run.name}: the tokeniser has {tokenizer.vocabulary_size} entries, "

@@ -155,7 +155,7 @@ def _named_data(request: Request, loaded: LoadedModel) -> Dataset | None:
 
     if request.data is not None:
         return Dataset.open(_absolute(request.data))
-    run = _run(request)
+    run = RunDirectory.opened(request.run)
     path = run.stored_config().data.path
     found = find_own_data(run, loaded.data_fingerprint or "")
     if found is None and path is not None:
@@ -170,11 +170,9 @@ def _named_data(request: Request, loaded: LoadedModel) -> Dataset | None:
 def _own_phantom(request: Request) -> Dataset:
     from orchestration.phantom_data import ensure_phantom
 
-    return Dataset.open(_absolute(ensure_phantom(_run(request).stored_config().data.phantom)))
-
-
-def _run(request: Request) -> RunDirectory:
-    return RunDirectory(open_storage(_absolute(str(request.run))))
+    return Dataset.open(
+        _absolute(ensure_phantom(RunDirectory.opened(request.run).stored_config().data.phantom))
+    )
 
 
 def _splits(request: Request, dataset: Dataset) -> tuple[str, ...]:

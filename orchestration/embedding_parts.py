@@ -204,16 +204,13 @@ def _dataset(plan: EmbedPlan) -> Dataset:
 def open_model(place: str, step: int | None, device: str, precision: str) -> LoadedModel:
     """A run's checkpoint (None: the newest) or an exported model. Raises `UserError`."""
     from mpma.exporting.export import is_export, load_export
-    from mpma.loading import dataset_tokenizer, load_run
+    from mpma.loading import load_run
     from mpma.training.run_directory import RunDirectory
 
     folder: Storage = open_storage(place)
     if is_export(folder):
         return load_export(folder, device=device, precision=precision)
-    run = RunDirectory(folder)
-    return load_run(
-        run, device=device, precision=precision, step=step, fallback_tokenizer=dataset_tokenizer(run)
-    )
+    return load_run(RunDirectory.opened(place), device=device, precision=precision, step=step)
 
 
 def metadata(plan: EmbedPlan, loaded: LoadedModel, rows: dict[str, int]) -> dict[bytes, bytes]:

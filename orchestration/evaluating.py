@@ -95,7 +95,7 @@ def evaluate(request: Request) -> None:
             display.note(line)
         pretraining, labelled = _data(request, run, experiment, config, display)
         plan = _work_plan(request, config, labelled, results)
-        models = _model_plans(request, config, run, pretraining, device, precision)
+        models = _model_plans(request, config, run, device, precision)
         engine = Engine(
             plan,
             models,
@@ -165,7 +165,7 @@ def check(request: Request) -> None:
     for spec in request.baselines:
         check_spec(spec)
     dataset = _own_or_named_data(request, experiment)
-    loaded = load_run(run, fallback_tokenizer=_tokenizer_of(experiment))
+    loaded = load_run(run)
     for model in (loaded, *(baseline(spec, loaded) for spec in request.baselines)):
         console.print(f"model: {model.origin}, weights {model.weights_hash}", markup=False)
     if dataset is None:
@@ -189,9 +189,7 @@ def forecast(request: Request) -> None:
     from orchestration.evaluation.forecasting import forecast_evaluation
 
     run, experiment, config = _resolved(request)
-    forecast_evaluation(
-        run, _own_or_named_data(request, experiment), _tokenizer_of(experiment), config, request
-    )
+    forecast_evaluation(run, _own_or_named_data(request, experiment), config, request)
 
 
 # --- before the work -------------------------------------------------------------------------------
@@ -200,12 +198,7 @@ def forecast(request: Request) -> None:
 def _resolved(request: Request) -> tuple[RunDirectory, ExperimentConfig, EvaluationConfig]:
     from mpma.training.run_directory import RunDirectory
 
-    if request.run is None:
-        raise UserError("--run is missing", "name the folder of a run, such as --run runs/demo")
-    root, _, name = request.run.rstrip("/").rpartition("/")
-    run = RunDirectory.at(root or ".", name)
-    if not run.exists():
-        raise UserError(f"{request.run}: no run there", "train one first: python -m orchestration.pretrain")
+    run = RunDirectory.opened(request.run)
     _ = request.evaluation_name
     experiment = run.stored_config()
     config, _ = _settings(request, experiment)
@@ -264,17 +257,6 @@ def _own_or_named_data(request: Request, experiment: ExperimentConfig) -> Any:
     return None if place is None else Dataset.open(_absolute(place))
 
 
-def _tokenizer_of(experiment: ExperimentConfig) -> Any:
-    """Tokeniser of the pre-training data, for runs that keep none; None where the data are not at hand."""
-    from mpma.data.dataset import Dataset
-
-    try:
-        path = experiment.data.path
-        return None if path is None else Dataset.open(_absolute(path)).tokenizer()
-    except UserError:
-        return None
-
-
 def _data(
     request: Request,
     run: RunDirectory,
@@ -326,7 +308,6 @@ def _model_plans(
     request: Request,
     config: EvaluationConfig,
     run: RunDirectory,
-    pretraining: str,
     device: str,
     precision: str,
 ) -> list[ModelPlan]:
@@ -336,7 +317,7 @@ def _model_plans(
     place = _absolute(run.folder.location)
 
     def plan(name: str, kind: str, spec: str = "") -> ModelPlan:
-        return ModelPlan(name, kind, place, spec, pretraining, device, precision)
+        return ModelPlan(name, kind, place, spec, device, precision)
 
     models = [plan("pretrained", "run")]
     if config.untrained:

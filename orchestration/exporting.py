@@ -32,7 +32,7 @@ def export(request: Request) -> None:
     """Export a run and say what was written. Raises `UserError` and `JobError`."""
     from mpma.exporting.export import export_run
 
-    run, out = _run(request), _out(request)
+    run, out = RunDirectory.opened(request.run), _out(request)
     dataset = _dataset(request, run)
     exported = export_run(
         run,
@@ -55,25 +55,16 @@ def export(request: Request) -> None:
 def check(request: Request) -> None:
     """Say whether the export could be made; nothing is written."""
     from mpma.exporting.layout import check_free
-    from mpma.loading import dataset_tokenizer, load_run
+    from mpma.loading import load_run
 
-    run, out = _run(request), _out(request)
+    run, out = RunDirectory.opened(request.run), _out(request)
     check_free(open_storage(out), overwrite=request.overwrite)
     dataset = _dataset(request, run)
-    loaded = load_run(run, step=request.step, fallback_tokenizer=dataset_tokenizer(run))
+    loaded = load_run(run, step=request.step)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"model: {loaded.origin}, weights {loaded.weights_hash}", markup=False)
     console.print(f"data: {'not at hand' if dataset is None else dataset.fingerprint}", markup=False)
     console.print("check: all is well", markup=False)
-
-
-def _run(request: Request) -> RunDirectory:
-    if request.run is None:
-        raise UserError("--run is missing", "name the folder of a run, such as --run runs/demo")
-    run = RunDirectory(open_storage(request.run))
-    if not run.exists():
-        raise UserError(f"{request.run}: no run there", "train one first: python -m orchestration.pretrain")
-    return run
 
 
 def _out(request: Request) -> str:

@@ -13,17 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mpma.downstream.config import TASKS
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 
-TASKS: Final = (
-    "classification",
-    "segmentation",
-    "retrieval",
-    "zero_shot",
-    "report_generation",
-    "vqa",
-)
 _JUDGED: Final = "pretrained"
 _FILE: Final = re.compile(r"^evaluation(?:-(.+))?\.json$")
 _NOT_MODELS: Final = (

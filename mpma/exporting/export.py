@@ -52,7 +52,7 @@ from mpma.exporting.layout import (
     without_starting_weights,
 )
 from mpma.exporting.search_record import search_record
-from mpma.loading import LoadedModel, dataset_tokenizer, load_run
+from mpma.loading import LoadedModel, load_run
 from mpma.model.pretraining import PretrainingModel, build_model
 from mpma.model.report import VocabularyHead
 from mpma.training.checkpoint import load_model_tensors
@@ -88,7 +88,7 @@ def export_run(
     the place is taken, `JobError` where it cannot be written.
     """
     check_free(out, overwrite=overwrite)
-    loaded = load_run(run, name=run.name, step=step, fallback_tokenizer=dataset_tokenizer(run))
+    loaded = load_run(run, name=run.name, step=step)
     description = describe(run, loaded)
     files = {
         MODEL_FILE: safetensors.torch.save(_tensors(loaded.model)),

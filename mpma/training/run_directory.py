@@ -81,6 +81,16 @@ class RunDirectory:
         """The directory of a run under `root` (a path or URI)."""
         return cls(open_storage(root).child(check_name(name)))
 
+    @classmethod
+    def opened(cls, place: str | None) -> RunDirectory:
+        """An existing run by its folder (a path or URI), as `--run` names it. Raises `UserError`."""
+        if place is None:
+            raise UserError("--run is missing", "name the folder of a run, such as --run runs/demo")
+        run = cls(open_storage(place.rstrip("/")))
+        if not run.exists():
+            raise UserError(f"{place}: no run there", "train one first: python -m orchestration.pretrain")
+        return run
+
     @property
     def name(self) -> str:
         """The run's name."""

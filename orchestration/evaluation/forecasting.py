@@ -23,7 +23,6 @@ from mpma.loading import LoadedModel, load_run
 
 if TYPE_CHECKING:
     from mpma.data.dataset import Dataset
-    from mpma.data.tokenizer import ReportTokenizer
     from mpma.training.run_directory import RunDirectory
     from orchestration.evaluating import Request
 
@@ -34,14 +33,13 @@ _START_SECONDS: Final = 15.0
 def forecast_evaluation(
     run: RunDirectory,
     dataset: Dataset | None,
-    tokenizer: ReportTokenizer | None,
     config: EvaluationConfig,
     request: Request,
 ) -> None:
     """Print jobs, minutes and disk."""
     console = Console(highlight=False, soft_wrap=True)
     torch.set_num_threads(config.threads_per_job)
-    loaded = load_run(run, fallback_tokenizer=tokenizer)
+    loaded = load_run(run)
     if dataset is None:
         pairs = {"train": config.phantom.train_pairs, "test": config.phantom.test_pairs}
         pairs["val"] = config.phantom.val_pairs

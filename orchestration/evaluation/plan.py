@@ -40,8 +40,6 @@ class ModelPlan:
     """Folder of the judged run, which untrained models and baselines are built like."""
     spec: str = ""
     """Of a baseline: `NAME=run:PATH`, `NAME=image:FILE` and so on."""
-    tokenizer_data: str = ""
-    """Dataset whose tokeniser serves a run that keeps none of its own."""
     device: str = "cpu"
     precision: str = "fp32"
     step: int | None = None
@@ -83,14 +81,14 @@ def open_data(plan: WorkPlan) -> LabelledData:
 def open_model(model: ModelPlan) -> LoadedModel:
     """A model, loaded once in a process. Raises `UserError`."""
     from mpma.loading import load_run, untrained
+    from mpma.training.run_directory import RunDirectory
 
     judged = load_run(
-        _run_directory(model.run),
+        RunDirectory.opened(model.run),
         device=model.device,
         precision=model.precision,
         name=model.name,
         step=model.step,
-        fallback_tokenizer=_tokenizer(model.tokenizer_data),
     )
     if model.kind == "run":
         return judged
@@ -146,19 +144,3 @@ def result_name(config: EvaluationConfig, job: Job, model: ModelPlan, weights: s
 def _content(path: str | None) -> str:
     """Hash of a file that the settings name: another content under the same name is another setting."""
     return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _run_directory(place: str) -> Any:
-    from mpma.training.run_directory import RunDirectory
-
-    root, _, name = place.rstrip("/").rpartition("/")
-    return RunDirectory.at(root or ".", name)
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer(data: str) -> Any:
-    if not data:
-        return None
-    from mpma.data.dataset import Dataset
-
-    return Dataset.open(data).tokenizer()

@@ -12,14 +12,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpma.downstream.config import DEFAULT_BREAKDOWN
 from mpma.downstream.contract import Job, NotPossible
-from mpma.errors import UserError
+from mpma.errors import UserError, innermost_place
 from mpma.metrics.outcomes import Outcomes
 from orchestration.evaluation.plan import (
     ModelPlan,
@@ -161,16 +160,6 @@ def describe_data(plan: WorkPlan) -> dict[str, Any]:
         "sources": dict(info.sources),
         "licenses": dict(info.licenses),
     }
-
-
-def innermost_place(error: BaseException) -> str:
-    """File and line at which an error arose."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "an unknown place"
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
 
 
 def _store(plan: WorkPlan) -> ResultStore:

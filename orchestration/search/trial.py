@@ -15,12 +15,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from mpma.errors import JobError, UserError
+from mpma.errors import JobError, UserError, innermost_place
 from orchestration.search.jobs import Outcome
 
 
@@ -68,7 +67,7 @@ def run_segment(job: dict[str, Any]) -> Outcome:
         if _is_device_memory(error):
             reason = "out of GPU memory"
         else:
-            reason = f"{type(error).__name__} in {_innermost_place(error)}"
+            reason = f"{type(error).__name__} in {innermost_place(error)}"
         return Outcome("failed", seconds=(time.time() - begun) * job["devices"], reason=reason)
 
 
@@ -254,12 +253,3 @@ def _peak_memory(device: str) -> int:
 
 def _is_device_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
-
-
-def _innermost_place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "an unknown place"
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
