@@ -73,6 +73,8 @@ SHOWN: Final = {
     "classification": ("linear_probe/1%/auroc", "linear_probe/10%/auroc", "linear_probe/100%/auroc"),
     "retrieval": ("mean_recall",),
     "zero_shot": ("auroc",),
+    "segmentation": ("dice",),
+    "vqa": ("accuracy", "open_accuracy"),
 }
 """Figures of the table."""
 
