@@ -81,7 +81,7 @@ def evaluate(request: Request) -> None:
     from orchestration.evaluation.engine import Engine
 
     run, experiment, config = _resolved(request)
-    _check_placement(request)
+    _own_or_named_data(request, experiment)
     display = Display()
     results = run.folder.child(RESULTS).child(request.evaluation_name)
     with (
@@ -114,7 +114,11 @@ def evaluate(request: Request) -> None:
             f"of {data['split']}"
         )
         overlap = _overlap(request, pretraining, labelled, data["split"], display)
-        sections = engine.run()
+        try:
+            sections = engine.run()
+        except KeyboardInterrupt:
+            display.note("stopped; what is done is kept, and the same command goes on from there")
+            raise
         summary = {
             "schema_version": 1,
             "run": run.name,
@@ -147,23 +151,22 @@ def evaluate(request: Request) -> None:
 
 def printed_config(request: Request) -> str:
     """The settings as YAML, each with its origin."""
-    experiment = None if request.run is None else _resolved(request)[1]
+    from mpma.training.run_directory import RunDirectory
+
+    experiment = None if request.run is None else RunDirectory.opened(request.run).stored_config()
     settings, origins = _settings(request, experiment)
     return to_yaml(settings, origins)
 
 
 def check(request: Request) -> None:
     """Say whether the evaluation could start, without a cluster."""
-    from mpma.baselines import baseline, check_spec
+    from mpma.baselines import baseline
     from mpma.downstream.contract import NotPossible, task
     from mpma.downstream.labelled import LabelledData
     from mpma.loading import load_run
 
     console = Console(highlight=False, soft_wrap=True)
     run, experiment, config = _resolved(request)
-    _check_placement(request)
-    for spec in request.baselines:
-        check_spec(spec)
     dataset = _own_or_named_data(request, experiment)
     loaded = load_run(run)
     for model in (loaded, *(baseline(spec, loaded) for spec in request.baselines)):
@@ -199,7 +202,7 @@ def _resolved(request: Request) -> tuple[RunDirectory, ExperimentConfig, Evaluat
     from mpma.training.run_directory import RunDirectory
 
     run = RunDirectory.opened(request.run)
-    _ = request.evaluation_name
+    _check_options(request)
     experiment = run.stored_config()
     config, _ = _settings(request, experiment)
     return run, experiment, config
@@ -232,7 +235,15 @@ def _with_prompts(config: EvaluationConfig, place: str) -> EvaluationConfig:
     return config.model_copy(update={"zero_shot": section})
 
 
-def _check_placement(request: Request) -> None:
+def _check_options(request: Request) -> None:
+    """Raises `UserError` for a name, a baseline, a device or a precision that cannot be meant."""
+    from mpma.baselines import check_spec
+
+    _ = request.evaluation_name
+    names = [check_spec(spec) for spec in request.baselines]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--baseline {twice[0]}: the name is given twice", "give each baseline its own")
     if request.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {request.device}: unknown", "auto, cpu or cuda")
     if request.precision not in ("auto", "fp32", "bf16"):
@@ -266,16 +277,21 @@ def _data(
 ) -> tuple[str, str]:
     """(place of the pre-training data, or empty where it is not at hand; place of the labelled data)."""
     from mpma.data.config import PhantomConfig
+    from mpma.data.dataset import Dataset
     from mpma.loading import trained_on
     from orchestration.own_data import find_own_data
     from orchestration.phantom_data import ensure_phantom
 
-    known = find_own_data(run, trained_on(run))
-    pretraining = "" if known is None else known.path
+    fingerprint = trained_on(run)
+    known = find_own_data(run, fingerprint)
+    if known is None and experiment.data.path is None:
+        made = Dataset.open(ensure_phantom(experiment.data.phantom))
+        known = made if made.fingerprint == fingerprint else None
+    pretraining = "" if known is None else _absolute(known.path)
     if known is None:
         display.note("data of pre-training: not found where the run had them")
     if request.data is not None or experiment.data.path is not None:
-        return _absolute(pretraining) if pretraining else "", _own_or_named_data(request, experiment).path
+        return pretraining, _own_or_named_data(request, experiment).path
     wanted = experiment.data.phantom.model_copy(
         update={
             "train_pairs": config.phantom.train_pairs,
@@ -287,9 +303,9 @@ def _data(
     begun = time.time()
     place = ensure_phantom(PhantomConfig.model_validate(wanted.model_dump()))
     took = time.time() - begun
-    made = f", made in {took:.0f} s (kept)" if took > 1 else ""
-    display.note(f"labelled data: synthetic patients that the run never saw, at {place}{made}")
-    return _absolute(pretraining), _absolute(place)
+    told = f", made in {took:.0f} s (kept)" if took > 1 else ""
+    display.note(f"labelled data: synthetic patients that the run never saw, at {place}{told}")
+    return pretraining, _absolute(place)
 
 
 def _work_plan(request: Request, config: EvaluationConfig, labelled: str, results: Storage) -> WorkPlan:
@@ -322,11 +338,7 @@ def _model_plans(
     models = [plan("pretrained", "run")]
     if config.untrained:
         models.append(plan("untrained", "untrained"))
-    for spec in request.baselines:
-        name = check_spec(spec)
-        if name in {model.name for model in models}:
-            raise UserError(f"--baseline {spec}: the name {name} is taken")
-        models.append(plan(name, "baseline", _absolute_spec(spec)))
+    models += [plan(check_spec(spec), "baseline", _absolute_spec(spec)) for spec in request.baselines]
     return models
 
 

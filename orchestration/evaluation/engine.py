@@ -87,7 +87,7 @@ class Engine:
         for place, section in self._unordered(work.summarise, tables):
             name = self._config.tasks[place]
             if isinstance(section, Exception):
-                section = failed_section([model.name for model in self._models], _defect(section))
+                section = work.failed_section([model.name for model in self._models], _defect(section))
             sections[name] = section
         return {name: sections[name] for name in self._config.tasks}
 
@@ -230,21 +230,6 @@ class Engine:
 def shown_job(jobs: Sequence[Job]) -> Job:
     """The job whose examples speak for a task: the largest share of the labels, the first seed and method."""
     return min(jobs, key=lambda job: (-job.fraction, job.seed, job.method))
-
-
-def failed_section(models: Sequence[str], reason: str) -> dict[str, Any]:
-    """What is left of a task whose summary broke: the others go on."""
-    empty: dict[str, Any] = {
-        name: {} for name in ("seeds", "jobs", "chance", "differences", "breakdown", "problems", "files")
-    }
-    return {
-        "state": "failed",
-        "reason": reason,
-        "headline": [],
-        "failures": [],
-        **empty,
-        **{model: {} for model in models},
-    }
 
 
 def _defect(error: BaseException) -> str:

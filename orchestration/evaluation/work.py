@@ -57,9 +57,10 @@ def describe_model(model: ModelPlan) -> dict[str, Any]:
 
 
 def extract_part(plan: WorkPlan, model: ModelPlan, kind: str, split: str, part: int) -> None:
-    """Make one part of features where it is not there. What cannot be read fails the jobs that need it."""
+    """Make one part of features where it is not there. What goes wrong fails the jobs that need it, and is
+    told there: here it would stand with its message in Ray's logs."""
     _enter(plan)
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(Exception):
         open_features(plan, model).ensure(kind, split, part)  # type: ignore[arg-type]
 
 
@@ -101,10 +102,44 @@ def summarise(
     names: dict[tuple[str, str], str],
     broken: dict[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """One task's section of `evaluation.json`, from the stored results. `names` by (model, job key)."""
+    """One task's section of `evaluation.json`, from the stored results. `names` by (model, job key).
+
+    A summary that breaks is a failed section, so that the other tasks keep theirs.
+    """
+    try:
+        _enter(plan)
+        return _summarised(plan, task_name, models, jobs, names, broken)
+    except UserError as error:
+        return failed_section(models, error.message)
+    except Exception as error:
+        return failed_section(models, f"{type(error).__name__} in {innermost_place(error)}")
+
+
+def failed_section(models: Sequence[str], reason: str) -> dict[str, Any]:
+    """What is left of a task that has no summary."""
+    empty: dict[str, Any] = {
+        name: {} for name in ("seeds", "jobs", "chance", "differences", "breakdown", "problems", "files")
+    }
+    return {
+        "state": "failed",
+        "reason": reason,
+        "headline": [],
+        "failures": [],
+        **empty,
+        **{model: {} for model in models},
+    }
+
+
+def _summarised(
+    plan: WorkPlan,
+    task_name: str,
+    models: Sequence[str],
+    jobs: Sequence[Job],
+    names: dict[tuple[str, str], str],
+    broken: dict[tuple[str, str], str],
+) -> dict[str, Any]:
     from mpma.downstream.summary import Failure, summarise_task
 
-    _enter(plan)
     config, store = open_config(plan), _store(plan)
     found, failures = {}, []
     for (model, key), name in names.items():

@@ -231,6 +231,22 @@ def test_patients_of_the_pretraining_data_are_refused_unless_allowed_and_then_ma
     assert figures(place, "second", "seen")["overlap"]["marked"]
 
 
+def test_a_result_is_marked_where_the_pretraining_data_are_gone(
+    place: Path, ray_local: None, tmp_path: Path
+) -> None:
+    written(tmp_path / "moved", phantom_rows(40, 12, 12, seed=5))
+    small_run(tmp_path / "runs", "orphan", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved")
+    arguments = ["--run", str(tmp_path / "runs" / "orphan"), "--data", str(place / "labelled")]
+    arguments += ["--config", str(place / "settings.yaml"), "--task", "retrieval", "--no-dashboard"]
+    result = CliRunner().invoke(app, [*arguments, "--features", str(tmp_path / "features")])
+    assert result.exit_code == 0, result.output
+    overlap = json.loads((tmp_path / "runs/orphan/evaluation-labelled.json").read_text())["overlap"]
+    assert not overlap["checked"]
+    assert overlap["marked"]
+    assert "MARKED" in result.output
+
+
 def test_a_task_whose_data_are_missing_is_skipped_and_the_others_go_on(
     place: Path, ray_local: None, tmp_path: Path
 ) -> None:
@@ -288,6 +304,7 @@ def test_a_job_that_breaks_is_told_the_rest_goes_on_and_the_next_command_tries_i
         (("--run", "{place}/runs/first", "--device", "tpu"), "--device tpu"),
         (("--run", "{place}/runs/first", "--name", "../x"), "--name ../x"),
         (("--run", "{place}/runs/first", "--baseline", "x"), "--baseline"),
+        (("--run", "{place}/runs/first", "--baseline", "a=timm", "--baseline", "a=timm"), "given twice"),
         (("--run", "{place}/runs/first", "--set", "breakdown=[scanner]"), "scanner"),
         (("--compare", "{place}/runs/nobody", "{place}/runs/first"), "evaluation.json"),
     ],
