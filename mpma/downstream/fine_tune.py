@@ -58,7 +58,7 @@ def fine_tune(
 ) -> TunedEncoder:
     """Train on rows [n] of the train split with labels [n, F] of 1 and 0; exactly one 1 a row for `classes`.
 
-    Raises `NotPossible` where the loss is not finite.
+    Raises `JobError` where the loss is not finite.
     """
     tuned = TunedEncoder(loaded, labels.shape[1], seed).to(loaded.device)
     images = FitImages(data, "train", rows, cache_bytes)

@@ -117,7 +117,7 @@ class SegmentationTask:
     def fit(
         self, model: LoadedModel, features: FeatureStore, prepared: JudgedMasks, job: Job
     ) -> FittedDecoder:
-        """Train the decoder, and a copy of the encoder unless it is frozen. Raises `NotPossible`."""
+        """Train the decoder, and a copy of the encoder unless it is frozen. Raises `JobError`."""
         settings, budget = self._config.segmentation, self._config.image_cache_bytes // 3
         fit, rows, device = settings.fit, prepared.train, model.device
         frozen = settings.freeze_encoder or fit.encoder_learning_rate_factor == 0

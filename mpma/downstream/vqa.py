@@ -107,7 +107,7 @@ class QuestionTask:
     def fit(
         self, model: LoadedModel, features: FeatureStore, prepared: JudgedQuestions, job: Job
     ) -> FittedAnswers:
-        """Train the head, and the encoders unless they are frozen. Raises `NotPossible`."""
+        """Train the head, and the encoders unless they are frozen. Raises `JobError`."""
         settings = self._config.vqa
         frozen = settings.freeze_encoders or settings.fit.encoder_learning_rate_factor == 0
         reader = QuestionReader(model.model, own_copy=not frozen).to(model.device).eval()

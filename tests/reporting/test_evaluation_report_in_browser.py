@@ -16,7 +16,7 @@ USE = """
   seen.empty = charts.filter((one) => !one.querySelector(marks)).map((one) => one.ariaLabel);
   const pictures = [...document.querySelectorAll("img")];
   pictures.forEach((one) => { one.loading = "eager"; });
-  await Promise.all(pictures.map((one) => one.decode()));
+  while (!pictures.every((one) => one.complete)) await pause();
   seen.pictures = pictures.filter((one) => one.naturalWidth > 0).length;
   const all = document.querySelector("#classification details");
   seen.folded = all.querySelector("table").offsetParent === null || !all.open;
