@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -153,24 +150,13 @@ class ProgressWatcher:
         self._live = console.is_terminal
         self._progress = progress_bar(console)
         self._task = self._progress.add_task("listing", total=None)
-        self._interrupted = False
-        self._before: Any = None
 
     def __enter__(self) -> ProgressWatcher:
         self._progress.start()
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        # An exception that is raised while native code calls back is dropped there; the note stays.
-        self._interrupted = True
-        signal.default_int_handler(number, frame)
 
     def listed(self, candidates: int) -> None:
         """So many candidates have been listed so far."""
@@ -182,9 +168,7 @@ class ProgressWatcher:
         self._say(f"listed; {candidates} candidates to load")
 
     def done(self, candidates: int) -> None:
-        """So many more have been loaded or refused. Raises `KeyboardInterrupt` after a Ctrl-C."""
-        if self._interrupted:
-            raise KeyboardInterrupt
+        """So many more have been loaded or refused."""
         self._progress.advance(self._task, candidates)
 
     def finishing(self) -> None:

@@ -62,7 +62,7 @@ def look_at(page: str, use: str, folder: Path, width: int) -> dict[str, Any]:
     # script must wait by `pause`; the budget leaves room for a busy machine, and unused it costs nothing.
     command += ["--virtual-time-budget=200000", "--no-first-run", "--disable-background-networking"]
     command += ["--disable-component-update", "--dump-dom", watched.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     seen: dict[str, Any] = json.loads(unescape(found.group(1)))
