@@ -12,6 +12,7 @@ import heapq
 import math
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,7 +305,7 @@ class Ours:
         return self._state.trials[order[0]].params if order else None
 
 
-class FromScratch:
+class FromScratch(ABC):
     """What the methods without promotions share: trials that go from rung to rung until they are stopped."""
 
     def __init__(self, problem: Problem) -> None:
@@ -313,11 +314,13 @@ class FromScratch:
         self._count = 0
         self._values: dict[int, tuple[int, float, Params]] = {}
 
+    @abstractmethod
     def suggest(self, trial: int) -> Params:
-        raise NotImplementedError
+        """The values of a new trial."""
 
+    @abstractmethod
     def goes_on(self, segment: Segment, value: float) -> bool:
-        raise NotImplementedError
+        """Whether a trial with this value at the end of a segment is trained further."""
 
     def next(self) -> Segment | None:
         """A trial that goes on, else a new one."""
