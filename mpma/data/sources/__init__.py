@@ -41,10 +41,12 @@ class SourceKind:
     """One line: what the root is expected to hold."""
     options: type[StrictConfig]
     """Configuration class of the layout's options."""
-    build: Callable[[Path | None, Any], Source]
+    build: Callable[[str | None, Any], Source]
     """Source from a root and an instance of `options`. Raises `UserError` where the root does not fit."""
     needs_root: bool = True
     """False for a source that makes its pairs itself."""
+    remote: bool = False
+    """Whether the root may be a URI, such as `s3://bucket/archive`."""
 
 
 def build_source(name: str, root: str | Path | None = None, assignments: Iterable[str] = ()) -> Source:
@@ -63,9 +65,16 @@ def build_source(name: str, root: str | Path | None = None, assignments: Iterabl
     options = parse_options(kind, assignments)
     if kind.needs_root and root is None:
         raise UserError(f"{name} needs a root", kind.description)
-    if root is not None and kind.needs_root and not Path(root).exists():
-        raise UserError(f"{root} does not exist", f"{name}: {kind.description}")
-    return kind.build(None if root is None else Path(root), options)
+    if root is not None and kind.needs_root:
+        if "://" in str(root):
+            if not kind.remote:
+                raise UserError(
+                    f"{name} reads folders of this machine, and {root} is an address",
+                    "mount the archive, or copy it to a disk",
+                )
+        elif not Path(root).exists():
+            raise UserError(f"{root} does not exist", f"{name}: {kind.description}")
+    return kind.build(None if root is None else str(root), options)
 
 
 def source_kind(name: str) -> SourceKind:
@@ -121,42 +130,42 @@ def _value(key: str, text: str) -> Any:
     return text
 
 
-def _openi(root: Path | None, options: OpeniOptions) -> Source:
+def _openi(root: str | None, options: OpeniOptions) -> Source:
     from mpma.data.sources.openi import OpeniSource
 
     assert root is not None
-    return OpeniSource.resolve(root, options)
+    return OpeniSource.resolve(Path(root), options)
 
 
-def _manifest(root: Path | None, options: ManifestOptions) -> Source:
+def _manifest(root: str | None, options: ManifestOptions) -> Source:
     from mpma.data.sources.manifest import ManifestSource
 
     assert root is not None
-    return ManifestSource.resolve(root, options)
+    return ManifestSource.resolve(Path(root), options)
 
 
-def _nih14(root: Path | None, options: Nih14Options) -> Source:
+def _nih14(root: str | None, options: Nih14Options) -> Source:
     from mpma.data.sources.nih14 import Nih14Source
 
     assert root is not None
-    return Nih14Source.resolve(root, options)
+    return Nih14Source.resolve(Path(root), options)
 
 
-def _vqamed2019(root: Path | None, options: VqaMed2019Options) -> Source:
+def _vqamed2019(root: str | None, options: VqaMed2019Options) -> Source:
     from mpma.data.sources.vqamed2019 import VqaMed2019Source
 
     assert root is not None
-    return VqaMed2019Source.resolve(root, options)
+    return VqaMed2019Source.resolve(Path(root), options)
 
 
-def _masks(root: Path | None, options: MasksOptions) -> Source:
+def _masks(root: str | None, options: MasksOptions) -> Source:
     from mpma.data.sources.masks import MasksSource
 
     assert root is not None
-    return MasksSource.resolve(root, options)
+    return MasksSource.resolve(Path(root), options)
 
 
-def _phantom(root: Path | None, options: PhantomConfig) -> Source:
+def _phantom(root: str | None, options: PhantomConfig) -> Source:
     from mpma.data.sources.phantom import PhantomSource
 
     return PhantomSource(**options.model_dump())

@@ -50,15 +50,28 @@ def read_inside(root: Path, path: str, max_bytes: int) -> bytes:
         UnreadableImage: `outside_root` where it leads out of the root, `unreadable_image` where it is
             no regular file, `too_large` above `max_bytes`.
     """
-    if not lexically_inside(path):
-        raise UnreadableImage("outside_root", "the path leads out of the root")
-    base = root.resolve()
-    target = (base / forward(path)).resolve()
-    if not target.is_relative_to(base):
-        raise UnreadableImage("outside_root", "a link leads out of the root")
+    target = resolved_inside(root, path)
     status = target.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableImage("unreadable_image", "not a regular file")
     if status.st_size > max_bytes:
         raise UnreadableImage("too_large", f"{status.st_size} bytes, the limit is {max_bytes}")
     return target.read_bytes()
+
+
+def resolved_inside(root: Path, path: str) -> Path:
+    """Where a relative path really leads, links followed; nothing is opened.
+
+    Raises `UnreadableImage` with `outside_root` where that is not below `root`.
+    """
+    if not lexically_inside(path):
+        raise UnreadableImage("outside_root", "the path leads out of the root")
+    base = root.resolve()
+    try:
+        target = (base / forward(path)).resolve()
+    except (OSError, RuntimeError):
+        # A loop of links leads nowhere.
+        raise FileNotFoundError(path) from None
+    if not target.is_relative_to(base):
+        raise UnreadableImage("outside_root", "a link leads out of the root")
+    return target

@@ -1,0 +1,191 @@
+"""An archive's folder on any filesystem that pyarrow opens: one guarded way in for every source.
+
+Decisions: an archive may lie on a disk, on a network mount or in a bucket, and a source should not know
+which; names are relative, with forward slashes, and sorted, so that a listing is the same everywhere; what a
+table names is read only below the root (by its letters everywhere, by where links lead on a disk) and only
+up to a limit of bytes, looked at before anything is read. Compressed files are opened as streams: nothing
+is unpacked to disk. A folder is listed once where many names are asked for, since in a bucket every single
+question costs a round trip.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from mpma.data.sources.contract import UnreadableImage
+from mpma.data.sources.paths import forward, lexically_inside, read_inside, resolved_inside
+from mpma.data.storage import open_storage
+from mpma.errors import UserError
+
+DAMAGED: Final = (pa.ArrowException, OSError, EOFError, zlib.error)
+"""What reading a damaged or compressed file may raise."""
+
+
+@dataclass(frozen=True)
+class ArchiveFolder:
+    """The folder that holds an archive. Picklable; holds no open file."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    """Path of the folder on its filesystem."""
+    location: str
+    """As the user wrote it; messages name files by it."""
+
+    @classmethod
+    def open(cls, location: str | Path) -> ArchiveFolder:
+        """The folder at a local path or a URI. Raises `UserError` where there is no folder."""
+        storage = open_storage(str(location))
+        folder = cls(storage.filesystem, storage.root, str(location).rstrip("/"))
+        try:
+            found = folder.filesystem.get_file_info(folder.root)
+        except OSError as error:
+            raise UserError(
+                f"{location} cannot be reached ({type(error).__name__})", "check the address and credentials"
+            ) from None
+        if found.type == pafs.FileType.NotFound:
+            raise UserError(f"{location} does not exist")
+        if found.type != pafs.FileType.Directory:
+            raise UserError(f"{location} is not a folder")
+        return folder
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def described(self, name: str = "") -> str:
+        """The file's name for a message."""
+        return f"{self.location}/{name}" if name else self.location
+
+    def path(self, name: str = "") -> str:
+        """The file's path on the filesystem."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def has_file(self, name: str) -> bool:
+        return self._kind(name) == pafs.FileType.File
+
+    def has_folder(self, name: str) -> bool:
+        return self._kind(name) == pafs.FileType.Directory
+
+    def first_file(self, *names: str) -> str | None:
+        """The first of several names that is a file; None where none is."""
+        return next((name for name in names if self.has_file(name)), None)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; empty where it is absent."""
+        return sorted(item.base_name for item in self._listed(folder) if item.type == pafs.FileType.File)
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted; empty where it is absent."""
+        return sorted(item.base_name for item in self._listed(folder) if item.type == pafs.FileType.Directory)
+
+    def files(self, folder: str = "", suffixes: tuple[str, ...] = ()) -> Iterator[str]:
+        """Paths of all files below a folder, folder by folder, each sorted; hidden names are left out.
+
+        Memory: the listing of one folder and the names of its parents' folders. Links to folders are not
+        followed, so that a loop of links ends.
+        """
+        names: list[str] = []
+        inner: list[str] = []
+        for item in self._listed(folder):
+            if item.base_name.startswith("."):
+                continue
+            path = f"{folder}/{item.base_name}" if folder else item.base_name
+            if item.type == pafs.FileType.File and item.base_name.lower().endswith(suffixes or ("",)):
+                names.append(path)
+            elif item.type == pafs.FileType.Directory and not self._is_link(path):
+                inner.append(path)
+        yield from sorted(names)
+        for path in sorted(inner):
+            yield from self.files(path, suffixes)
+
+    def size(self, name: str) -> int:
+        """Length in bytes. Raises FileNotFoundError where there is no such file."""
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(name)
+        return int(info.size)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The bytes of a file that a table names.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            UnreadableImage: `outside_root` where the name leads out, `unreadable_image` where it is no
+                regular file, `too_large` above `max_bytes`.
+        """
+        if self.is_local:
+            return read_inside(Path(self.root), name, max_bytes)
+        if not lexically_inside(name):
+            raise UnreadableImage("outside_root", "the path leads out of the root")
+        inside = forward(name)
+        size = self.size(inside)
+        if size > max_bytes:
+            raise UnreadableImage("too_large", f"{size} bytes, the limit is {max_bytes}")
+        with self.filesystem.open_input_stream(self.path(inside), compression=None) as stream:
+            return cast(bytes, stream.read())
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[IO[bytes]]:
+        """A table or report file as a stream of bytes, unpacked as it is read where it ends in `.gz`.
+
+        Raises `UserError` naming the file where it cannot be read to its end, and where it is the pointer
+        that git-lfs leaves in place of a large file.
+        """
+        compression = "gzip" if name.lower().endswith(".gz") else None
+        try:
+            if self.is_local:
+                resolved_inside(Path(self.root), name)
+            self._refuse_pointer(name)
+            with self.filesystem.open_input_stream(self.path(name), compression=compression) as opened:
+                yield cast(IO[bytes], opened)
+        except UnreadableImage as error:
+            raise UserError(f"{self.described(name)}: {error.detail}") from None
+        except DAMAGED as error:
+            raise UserError(
+                f"{self.described(name)} cannot be read to its end ({type(error).__name__})",
+                "it may be cut short, or of another format than its name says; fetch it again",
+            ) from None
+
+    @contextmanager
+    def seekable(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that can be read from any place, such as a zip archive; bytes come as asked for.
+
+        Raises OSError where it is missing, `UnreadableImage` where it leads out of the root.
+        """
+        if self.is_local:
+            resolved_inside(Path(self.root), name)
+        elif not lexically_inside(name):
+            raise UnreadableImage("outside_root", "the path leads out of the root")
+        with self.filesystem.open_input_file(self.path(name)) as opened:
+            yield cast(IO[bytes], opened)
+
+    def _refuse_pointer(self, name: str) -> None:
+        with self.filesystem.open_input_stream(self.path(name), compression=None) as opened:
+            if opened.read(len(_POINTER)) == _POINTER:
+                raise UserError(
+                    f"{self.described(name)} is a git-lfs pointer, not the file itself",
+                    "fetch the archive's large files with `git lfs pull`",
+                )
+
+    def _kind(self, name: str) -> Any:
+        if not lexically_inside(name):
+            return pafs.FileType.NotFound
+        return self.filesystem.get_file_info(self.path(name)).type
+
+    def _listed(self, folder: str) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self.path(folder), recursive=False, allow_not_found=True)
+        return list(self.filesystem.get_file_info(selector))
+
+    def _is_link(self, name: str) -> bool:
+        return self.is_local and Path(self.path(name)).is_symlink()
+
+
+_POINTER: Final = b"version https://git-lfs"
