@@ -222,6 +222,6 @@ def _check_shared(storage: Storage, parts: list[Part]) -> None:
     missing = [part.shard.path for part in parts if part.shard is not None and part.shard.path not in there]
     if missing:
         raise JobError(
-            f"{len(missing)} of {len(parts)} parts are not at {storage.location} as this machine sees it",
+            f"{len(missing)} of {len(parts)} parts are not at {storage.described()} as this machine sees it",
             "on a cluster --out is a directory that all machines share, or a URI such as s3://bucket/name",
         )

@@ -198,10 +198,10 @@ class Dataset:
 def _no_dataset(storage: Storage) -> UserError:
     if not storage.exists():
         return UserError(
-            f"{storage.location}: no dataset there",
+            f"{storage.described()}: no dataset there",
             "make one with `python -m orchestration.ingest SOURCE ROOT --out DIRECTORY`",
         )
     return UserError(
-        f"{storage.location} is not a finished dataset: it has no {MARKER}",
+        f"{storage.described()} is not a finished dataset: it has no {MARKER}",
         "if an ingest was interrupted here, run the same command again; it goes on where it stopped",
     )

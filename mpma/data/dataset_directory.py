@@ -72,13 +72,13 @@ def check_free(storage: Storage, *, overwrite: bool = False) -> None:
     foreign = sorted(name for name in names if not _is_own(name))
     if foreign or (names and not names & {MARKER, UNFINISHED, LOCK}):
         raise UserError(
-            f"{storage.location} holds files that are no part of a dataset, "
+            f"{storage.described()} holds files that are no part of a dataset, "
             f"{foreign[0] if foreign else min(names)} among them",
             "choose a directory that is empty or does not exist",
         )
     if MARKER in names and not overwrite:
         raise DatasetExistsError(
-            f"{storage.location} holds a finished dataset already",
+            f"{storage.described()} holds a finished dataset already",
             "choose another --out, or replace it with --overwrite",
         )
 
@@ -126,7 +126,7 @@ def _lock(storage: Storage) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DirectoryBusyError(
-                f"{storage.location} is being written by another process",
+                f"{storage.described()} is being written by another process",
                 "wait for it, or choose another --out",
             ) from error
         except OSError:

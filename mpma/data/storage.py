@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ import pyarrow.fs as pafs
 from mpma.errors import JobError, UserError
 
 TEMPORARY_SUFFIX = ".unfinished"
+
+_SECRETS = re.compile(r"(?<=://)[^/@]*@|\?.*$", re.DOTALL)
+_STORE_ERROR = re.compile(r"AWS Error ([A-Z_]+)")
+_REACHED_HINT = "check the address, the name of the bucket, the credentials and the network"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Storage:
     filesystem: pafs.FileSystem
     root: str
     location: str
-    """As the user wrote it; messages name files by it."""
+    """As the user wrote it: what opens the place again, on this machine and on others."""
 
     @property
     def is_local(self) -> bool:
@@ -80,8 +85,9 @@ class Storage:
         return f"{self.root}/{name}" if name else self.root
 
     def described(self, name: str = "") -> str:
-        """The file's name for a message."""
-        return f"{self.location.rstrip('/')}/{name}" if name else self.location
+        """The file's name for a message: without what an address may hold of keys and settings."""
+        place = shown(self.location)
+        return f"{place.rstrip('/')}/{name}" if name else place
 
     @property
     def name(self) -> str:
@@ -90,22 +96,29 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The directory `name` inside, as a storage of its own."""
-        return Storage(self.filesystem, self.path(name), self.described(name))
+        # An address may end in settings (`?region=...`), which hold for what is inside as well.
+        end = self.location.find("?") if "://" in self.location else -1
+        place, settings = (self.location, "") if end < 0 else (self.location[:end], self.location[end:])
+        inside = f"{place.rstrip('/')}/{name}{settings}"
+        return Storage(self.filesystem, self.path(name), inside)
 
     def names(self) -> list[str]:
         """Names directly inside, sorted; empty where the directory is absent."""
         selector = pafs.FileSelector(self.root, recursive=False, allow_not_found=True)
-        return sorted(item.base_name for item in self.filesystem.get_file_info(selector))
+        with self._reached():
+            return sorted(item.base_name for item in self.filesystem.get_file_info(selector))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Length in bytes of every file below `folder`, by name relative to the root."""
         selector = pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
         start = len(self.root) + 1
-        found = self.filesystem.get_file_info(selector)
+        with self._reached():
+            found = self.filesystem.get_file_info(selector)
         return {item.path[start:]: item.size for item in found if item.type == pafs.FileType.File}
 
     def exists(self, name: str = "") -> bool:
-        return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+        with self._reached():
+            return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
 
     def read(self, name: str) -> bytes:
         """Whole content of a file; OSError where it is missing."""
@@ -135,7 +148,8 @@ class Storage:
             os.chmod(path, 0o700)
             _synchronise_directory(os.path.dirname(path))
         else:
-            self.filesystem.create_dir(path, recursive=True)
+            with self._reached():
+                self.filesystem.create_dir(path, recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a directory with all that is in it; absent is fine."""
@@ -156,7 +170,7 @@ class Storage:
                 yield sink
         except OSError as error:
             raise JobError(
-                f"cannot write {self.described(name)}: {error.strerror or type(error).__name__}",
+                f"cannot write {self.described(name)}: {_said(error)}",
                 "make room or choose another place, then run the same command again",
             ) from error
 
@@ -165,6 +179,19 @@ class Storage:
         with self.new_file(name) as sink:
             sink.write(data)
         return WrittenFile(name, sink.tell(), sink.sha256)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turns what a store says when it cannot be asked into one line; errors of a disk are left alone."""
+        try:
+            yield
+        except OSError as error:
+            if self.is_local:
+                raise
+            raise UserError(
+                f"{self.described()} cannot be reached: {_said(error)}",
+                _REACHED_HINT,
+            ) from None
 
     @contextmanager
     def _new_local_file(self, name: str) -> Iterator[HashingSink]:
@@ -198,7 +225,7 @@ class Storage:
 def open_storage(location: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None) -> Storage:
     """A storage at a local path or a URI that pyarrow can open; nothing is created or read.
 
-    Raises `UserError` where the URI's scheme is unknown.
+    Raises `UserError` where the URI's scheme is unknown or its store cannot be asked.
     """
     text = os.fspath(location)
     if filesystem is not None:
@@ -207,12 +234,35 @@ def open_storage(location: str | os.PathLike[str], filesystem: pafs.FileSystem |
         return Storage(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()), text)
     try:
         filesystem, root = pafs.FileSystem.from_uri(text)
+    except OSError as error:
+        # Opening a bucket without a region in its address asks the store for it.
+        raise UserError(f"{shown(text)} cannot be reached: {_said(error)}", _REACHED_HINT) from None
     except (pa.ArrowInvalid, NotImplementedError, ValueError) as error:
         raise UserError(
-            f"{text}: no filesystem for the scheme '{text.split('://')[0]}'",
+            f"{shown(text)}: no filesystem for the scheme '{text.split('://')[0]}'",
             "give a local path or a URI of file://, s3://, gs://, abfs:// or hdfs://",
         ) from error
     return Storage(filesystem, root.rstrip("/"), text)
+
+
+def shown(location: str) -> str:
+    """A place for a message: an address without keys and settings, which may be secret.
+
+    Example:
+        >>> shown("s3://key:secret@bucket/set?region=eu-west-1")
+        's3://bucket/set'
+    """
+    return _SECRETS.sub("", location) if "://" in location else location
+
+
+def _said(error: OSError) -> str:
+    """What went wrong in a few words: Arrow's own lines quote whole requests."""
+    code = _STORE_ERROR.search(str(error))
+    if code is not None:
+        return code[1].lower().replace("_", " ")
+    if "Bucket" in str(error) and "not found" in str(error):
+        return "no such bucket"
+    return error.strerror or type(error).__name__
 
 
 def _synchronise_directory(path: str) -> None:

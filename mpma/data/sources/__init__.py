@@ -68,8 +68,10 @@ def build_source(name: str, root: str | Path | None = None, assignments: Iterabl
     if root is not None and kind.needs_root:
         if "://" in str(root):
             if not kind.remote:
+                from mpma.data.storage import shown
+
                 raise UserError(
-                    f"{name} reads folders of this machine, and {root} is an address",
+                    f"{name} reads folders of this machine, and {shown(str(root))} is an address",
                     "mount the archive, or copy it to a disk",
                 )
         elif not Path(root).exists():

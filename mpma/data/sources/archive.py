@@ -37,23 +37,17 @@ class ArchiveFolder:
     root: str
     """Path of the folder on its filesystem."""
     location: str
-    """As the user wrote it; messages name files by it."""
+    """As messages name it."""
 
     @classmethod
     def open(cls, location: str | Path) -> ArchiveFolder:
         """The folder at a local path or a URI. Raises `UserError` where there is no folder."""
         storage = open_storage(str(location))
-        folder = cls(storage.filesystem, storage.root, str(location).rstrip("/"))
-        try:
-            found = folder.filesystem.get_file_info(folder.root)
-        except OSError as error:
-            raise UserError(
-                f"{location} cannot be reached ({type(error).__name__})", "check the address and credentials"
-            ) from None
-        if found.type == pafs.FileType.NotFound:
-            raise UserError(f"{location} does not exist")
-        if found.type != pafs.FileType.Directory:
-            raise UserError(f"{location} is not a folder")
+        folder = cls(storage.filesystem, storage.root, storage.described().rstrip("/"))
+        if not storage.exists():
+            raise UserError(f"{storage.described()} does not exist")
+        if folder.filesystem.get_file_info(folder.root).type != pafs.FileType.Directory:
+            raise UserError(f"{storage.described()} is not a folder")
         return folder
 
     @property

@@ -1,0 +1,114 @@
+"""Datasets and archives in a bucket: a real server of the S3 protocol on loopback, and what it refuses."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpma.data.dataset import Dataset
+from mpma.data.hashing import PUBLIC_KEY
+from mpma.data.ingest_plan import IngestOptions
+from mpma.data.sources import build_source
+from mpma.data.storage import open_storage, shown
+from mpma.errors import JobError, UserError
+from orchestration.ingesting import carry_out, prepare
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = IngestOptions(pairs_per_shard=64)
+
+
+@pytest.fixture(scope="module")
+def settings() -> Iterator[str]:
+    """What an address needs behind it to reach the server; it holds one bucket, `archive`."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    place = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                request = urllib.request.Request(f"{place}/archive", method="PUT")
+                request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/x")
+                urllib.request.urlopen(request, timeout=10).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield f"?endpoint_override={place}&region=us-east-1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials of nobody, no Ray, and no question to a cloud's own service of credentials."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def make(out: Path | str, train: int = 100) -> Dataset:
+    source = build_source(
+        "phantom", None, [f"train_pairs={train}", "val_pairs=64", "test_pairs=0", "size=64"]
+    )
+    return carry_out(prepare(source, str(out), key=PUBLIC_KEY, options=OPTIONS, synthetic=True)).dataset
+
+
+def test_a_dataset_in_a_bucket_has_the_bytes_of_one_on_a_disk(tmp_path: Path, settings: str) -> None:
+    there = make(f"s3://archive/set{settings}")
+    here = make(tmp_path / "set")
+    assert there.info == here.info
+    there.verify()
+    assert sorted(there.storage.sizes()) == sorted(here.storage.sizes())
+    assert there.storage.hash_file("dataset.json") == here.storage.hash_file("dataset.json")
+    again = Dataset.open(f"s3://archive/set{settings}")
+    assert again.read_rows("train", [70, 3]).equals(here.read_rows("train", [70, 3]))
+
+
+def test_a_finished_dataset_in_a_bucket_is_not_replaced_unasked(settings: str) -> None:
+    make(f"s3://archive/kept{settings}", 64)
+    with pytest.raises(UserError, match="holds a finished dataset already"):
+        make(f"s3://archive/kept{settings}", 128)
+    assert Dataset.open(f"s3://archive/kept{settings}").rows("train") == 64
+
+
+def test_a_part_of_a_place_keeps_the_settings_of_its_address(settings: str) -> None:
+    child = open_storage(f"s3://archive/runs{settings}").child("one").child("checkpoints")
+    child.write("x", b"1")
+    assert child.location == f"s3://archive/runs/one/checkpoints{settings}"
+    assert open_storage(child.location).read("x") == b"1"
+
+
+def test_a_bucket_that_is_absent_or_a_server_that_is_silent_is_one_line(settings: str) -> None:
+    with pytest.raises(UserError, match="nowhere/set cannot be reached: no such bucket") as caught:
+        make(f"s3://nowhere/set{settings}")
+    with pytest.raises(JobError, match="cannot write s3://nowhere/set/x"):
+        open_storage(f"s3://nowhere/set{settings}").write("x", b"1")
+    silent = "s3://key:secret@archive/set?endpoint_override=http://127.0.0.1:9&region=us-east-1"
+    for act in (lambda: Dataset.open(silent), lambda: make(silent)):
+        with pytest.raises(UserError, match="set cannot be reached: network connection") as caught:
+            act()
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert "secret" not in said
+        assert "\n" not in said
+
+
+def test_a_message_names_a_place_without_its_keys() -> None:
+    assert shown("s3://key:secret@bucket/set?region=x&access_key=y") == "s3://bucket/set"
+    assert shown("/archives/what?/a@b") == "/archives/what?/a@b"
