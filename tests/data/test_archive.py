@@ -86,8 +86,6 @@ def test_a_link_that_leads_out_or_in_circles_is_not_followed(folder: Path, tmp_p
     with pytest.raises(UnreadableImage) as caught:
         archive.read("pipe.jpg", 100)
     assert caught.value.reason == "unreadable_image"
-    with pytest.raises(UserError, match="leads out"), archive.stream("out.jpg"):
-        pass
     assert len(list(archive.files("files"))) == 3
 
 
@@ -133,4 +131,4 @@ def test_a_root_that_is_no_folder_is_one_line(folder: Path) -> None:
 
 def test_an_address_is_refused_where_a_source_needs_a_disk() -> None:
     with pytest.raises(UserError, match="is an address"):
-        build_source("openi", "s3://bucket/openi")
+        build_source("masks", "s3://bucket/masks")

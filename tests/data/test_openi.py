@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from source_samples import checked_items, openi_xml, png, write_openi
 
 from mpma.data.images import read_grey
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import OpeniOptions
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.data.sources.openi import OpeniSource
@@ -137,6 +140,30 @@ def test_a_linked_image_outside_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage) as caught:
         source.load_image(first)
     assert caught.value.reason == "outside_root"
+
+
+def test_a_linked_report_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    root = write_openi(tmp_path / "openi", studies=2)
+    (tmp_path / "outside.xml").write_text(openi_xml("CXR9", ()))
+    (root / "ecgen-radiology" / "9.xml").symlink_to(tmp_path / "outside.xml")
+    (root / "ecgen-radiology" / "8.xml").symlink_to(root / "ecgen-radiology" / "8.xml")
+    refused = [item for item in OpeniSource.resolve(root).items() if isinstance(item, Rejection)]
+    assert {(item.reason, item.detail) for item in refused} <= {
+        ("unreadable_report", "a link leads out of the root"),
+        ("unreadable_report", "FileNotFoundError"),
+    }
+    assert "a link leads out of the root" in {item.detail for item in refused}
+
+
+def test_an_archive_in_a_bucket_is_read_like_one_on_a_disk(tmp_path: Path) -> None:
+    root = write_openi(tmp_path / "openi")
+    here = OpeniSource.resolve(root)
+    bucket = pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
+    there = replace(here, root=ArchiveFolder(bucket, "/", "s3://bucket/openi"))
+    assert list(there.items()) == list(here.items())
+    for item in here.items():
+        assert isinstance(item, Item)
+        assert there.load_image(item) == here.load_image(item)
 
 
 def test_a_torn_archive_is_one_line_that_names_it(tmp_path: Path) -> None:

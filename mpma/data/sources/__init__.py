@@ -136,7 +136,7 @@ def _openi(root: str | None, options: OpeniOptions) -> Source:
     from mpma.data.sources.openi import OpeniSource
 
     assert root is not None
-    return OpeniSource.resolve(Path(root), options)
+    return OpeniSource.resolve(root, options)
 
 
 def _manifest(root: str | None, options: ManifestOptions) -> Source:
@@ -180,6 +180,7 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the Open-I folder with NLMCXR_png/ and ecgen-radiology/ or NLMCXR_reports.tgz",
             OpeniOptions,
             _openi,
+            remote=True,
         ),
         "manifest": SourceKind(
             "manifest",

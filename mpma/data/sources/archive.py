@@ -3,7 +3,8 @@
 Decisions: an archive may lie on a disk, on a network mount or in a bucket, and a source should not know
 which; names are relative, with forward slashes, and sorted, so that a listing is the same everywhere; what a
 table names is read only below the root (by its letters everywhere, by where links lead on a disk) and only
-up to a limit of bytes, looked at before anything is read. Compressed files are opened as streams: nothing
+up to a limit of bytes, looked at before anything is read; the tables themselves have names that the layout or
+the user gives, so that a link may lead to them from anywhere. Compressed files are opened as streams: nothing
 is unpacked to disk. A folder is listed once where many names are asked for, since in a bucket every single
 question costs a round trip.
 """
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mpma.data.sources.contract import UnreadableImage
-from mpma.data.sources.paths import forward, lexically_inside, read_inside, resolved_inside
+from mpma.data.sources.paths import forward, lexically_inside, read_inside
 from mpma.data.storage import open_storage
 from mpma.errors import UserError
 
@@ -49,6 +50,10 @@ class ArchiveFolder:
         if folder.filesystem.get_file_info(folder.root).type != pafs.FileType.Directory:
             raise UserError(f"{storage.described()} is not a folder")
         return folder
+
+    def folder(self, name: str) -> ArchiveFolder:
+        """A folder inside as a root of its own, wherever a link of that name leads."""
+        return ArchiveFolder(self.filesystem, self.path(name), self.described(name))
 
     @property
     def is_local(self) -> bool:
@@ -135,13 +140,9 @@ class ArchiveFolder:
         """
         compression = "gzip" if name.lower().endswith(".gz") else None
         try:
-            if self.is_local:
-                resolved_inside(Path(self.root), name)
             self._refuse_pointer(name)
             with self.filesystem.open_input_stream(self.path(name), compression=compression) as opened:
                 yield cast(IO[bytes], opened)
-        except UnreadableImage as error:
-            raise UserError(f"{self.described(name)}: {error.detail}") from None
         except DAMAGED as error:
             raise UserError(
                 f"{self.described(name)} cannot be read to its end ({type(error).__name__})",
@@ -152,11 +153,9 @@ class ArchiveFolder:
     def seekable(self, name: str) -> Iterator[IO[bytes]]:
         """A file that can be read from any place, such as a zip archive; bytes come as asked for.
 
-        Raises OSError where it is missing, `UnreadableImage` where it leads out of the root.
+        Raises OSError where it is missing, `UnreadableImage` where its name leads out of the root.
         """
-        if self.is_local:
-            resolved_inside(Path(self.root), name)
-        elif not lexically_inside(name):
+        if not lexically_inside(name):
             raise UnreadableImage("outside_root", "the path leads out of the root")
         with self.filesystem.open_input_file(self.path(name)) as opened:
             yield cast(IO[bytes], opened)

@@ -15,6 +15,7 @@ names (`-1001`, `-2001`) do not reliably either: a table of views is used where 
 from __future__ import annotations
 
 import csv
+import io
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -25,9 +26,10 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import OpeniOptions
-from mpma.data.sources.contract import Item, Rejection
-from mpma.data.sources.paths import lexically_inside, read_inside
+from mpma.data.sources.contract import Item, Rejection, UnreadableImage
+from mpma.data.sources.paths import lexically_inside
 from mpma.data.sources.values import as_text, as_view
 from mpma.errors import UserError
 
@@ -69,9 +71,11 @@ class _GuardedBuilder(ElementTree.TreeBuilder):
 class OpeniSource:
     """Open-I below `root`; `resolve` finds what the folder holds."""
 
-    root: Path
-    reports: Path
-    images: Path
+    root: ArchiveFolder
+    reports: str
+    """Folder or archive of the reports, relative to the root."""
+    image_folder: str
+    """Folder of the images, relative to the root; empty where it is the root."""
     views: dict[str, str] = field(repr=False)
     views_table: str = ""
     unpacked_wins: bool = False
@@ -82,45 +86,45 @@ class OpeniSource:
     def resolve(cls, root: str | Path, options: OpeniOptions | None = None) -> OpeniSource:
         """Find reports, images and views below `root`. Raises `UserError` naming what was looked for."""
         options = options or OpeniOptions()
-        base = Path(root)
-        if not base.is_dir():
-            raise UserError(
-                f"{base} is not a folder",
-                "the root of openi is the folder that holds NLMCXR_png/ and the reports",
-            )
-        folder, archive = base / REPORT_FOLDER, base / REPORT_ARCHIVE
+        base = _opened(root)
         if options.reports is not None:
             reports = _chosen(base, "reports", options.reports)
-        elif folder.is_dir() and any(folder.glob("*.xml")):
-            reports = folder
-        elif archive.is_file():
-            reports = archive
+        elif any(name.endswith(".xml") for name in base.names(REPORT_FOLDER)):
+            reports = REPORT_FOLDER
+        elif base.has_file(REPORT_ARCHIVE):
+            reports = REPORT_ARCHIVE
         else:
             raise UserError(
-                f"{base} holds no Open-I reports: neither {REPORT_FOLDER}/*.xml nor {REPORT_ARCHIVE}",
+                f"{base.described()} holds no Open-I reports: neither {REPORT_FOLDER}/*.xml "
+                f"nor {REPORT_ARCHIVE}",
                 "download NLMCXR_reports.tgz from openi.nlm.nih.gov, or name it: --set reports=FOLDER_OR_TGZ",
             )
         if options.images is not None:
             images = _chosen(base, "images", options.images)
         else:
-            images = base / IMAGE_FOLDER if (base / IMAGE_FOLDER).is_dir() else base
-        if not images.is_dir() or not any(images.glob("*.png")):
+            images = IMAGE_FOLDER if base.has_folder(IMAGE_FOLDER) else ""
+        if not any(name.endswith(".png") for name in base.names(images)):
             raise UserError(
-                f"{images} holds no PNG images",
-                f"unpack NLMCXR_png.tgz into {base / IMAGE_FOLDER}, or name the folder: --set images=FOLDER",
+                f"{base.described(images)} holds no PNG images",
+                f"unpack NLMCXR_png.tgz into {base.described(IMAGE_FOLDER)}, or name the folder: "
+                "--set images=FOLDER",
             )
-        table = _chosen(base, "views", options.views) if options.views is not None else _first_table(base)
+        table = (
+            _chosen(base, "views", options.views)
+            if options.views is not None
+            else base.first_file(*VIEW_TABLES)
+        )
         return cls(
             root=base,
             reports=reports,
-            images=images,
-            views={} if table is None else _read_views(table),
-            views_table="" if table is None else table.name,
-            unpacked_wins=reports == folder and archive.is_file(),
+            image_folder=images,
+            views={} if table is None else _read_views(base, table),
+            views_table=table or "",
+            unpacked_wins=reports == REPORT_FOLDER and base.has_file(REPORT_ARCHIVE),
         )
 
     def assumptions(self) -> list[str]:
-        lines = [f"reports are read from {self.reports.name}"]
+        lines = [f"reports are read from {self.reports}"]
         if self.unpacked_wins:
             lines[0] += f" (unpacked reports win over {REPORT_ARCHIVE}, which is not read)"
         lines.append("one study is one patient: the collection names no patients")
@@ -135,10 +139,10 @@ class OpeniSource:
         return _EXTRA
 
     def items(self) -> Iterator[Item | Rejection]:
-        present = {entry.name for entry in self.images.iterdir() if entry.suffix.lower() == ".png"}
+        present = {name for name in self.root.names(self.image_folder) if name.lower().endswith(".png")}
         for name, data in self._report_files():
-            if data is None:
-                yield Rejection(name, "", "unreadable_report", f"more than {MAX_REPORT_BYTES} bytes")
+            if isinstance(data, str):
+                yield Rejection(name, "", "unreadable_report", data)
                 continue
             try:
                 parser = ElementTree.XMLParser(target=_GuardedBuilder())  # noqa: S314 - it refuses declarations
@@ -152,7 +156,7 @@ class OpeniSource:
             yield from self._study_items(name, study, present)
 
     def load_image(self, item: Item) -> bytes:
-        return read_inside(self.images, item.locator["file"], MAX_IMAGE_BYTES)
+        return self.root.folder(self.image_folder).read(item.locator["file"], MAX_IMAGE_BYTES)
 
     def load_extra(self, item: Item) -> dict[str, Any]:
         return {}
@@ -172,7 +176,7 @@ class OpeniSource:
         for image in study.iter("parentImage"):
             image_id = as_text(image.get("id"))
             file = f"{image_id}.png"
-            path = f"{self.images.name}/{file}" if self.images != self.root else file
+            path = f"{self.image_folder}/{file}" if self.image_folder else file
             if "/" in image_id or not lexically_inside(file):
                 yield Rejection(name, image_id, "outside_root", "an image id that leads elsewhere")
                 continue
@@ -200,43 +204,60 @@ class OpeniSource:
                 },
             )
 
-    def _report_files(self) -> Iterator[tuple[str, bytes | None]]:
-        """Name and bytes of each report in order of its number; None for bytes beyond the limit."""
-        if self.reports.is_dir():
-            for file in sorted(self.reports.glob("*.xml"), key=lambda path: _by_number(path.name)):
-                too_large = file.stat().st_size > MAX_REPORT_BYTES
-                yield f"{self.reports.name}/{file.name}", None if too_large else file.read_bytes()
+    def _report_files(self) -> Iterator[tuple[str, bytes | str]]:
+        """Name and bytes of each report in order of its number, or what is wrong with it."""
+        too_large = f"more than {MAX_REPORT_BYTES} bytes"
+        if self.root.has_folder(self.reports):
+            folder = self.root.folder(self.reports)
+            names = [name for name in folder.names() if name.endswith(".xml")]
+            for name in sorted(names, key=_by_number):
+                path = f"{self.reports}/{name}"
+                try:
+                    yield path, folder.read(name, MAX_REPORT_BYTES)
+                except UnreadableImage as error:
+                    yield path, too_large if error.reason == "too_large" else error.detail
+                except OSError as error:
+                    yield path, type(error).__name__
             return
         try:
             # Read in the archive's own order: a compressed archive cannot be sought without starting over.
-            with tarfile.open(self.reports, "r:*") as archive:
+            with self.root.seekable(self.reports) as file, tarfile.open(fileobj=file, mode="r:*") as archive:
                 for member in archive:
                     if not member.isfile() or not member.name.endswith(".xml"):
                         continue
                     stream = archive.extractfile(member) if member.size <= MAX_REPORT_BYTES else None
-                    yield f"{self.reports.name}:{member.name}", None if stream is None else stream.read()
+                    yield f"{self.reports}:{member.name}", too_large if stream is None else stream.read()
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise UserError(
-                f"{self.reports} cannot be read to its end ({type(error).__name__})", "download it again"
+                f"{self.root.described(self.reports)} cannot be read to its end ({type(error).__name__})",
+                "download it again",
             ) from None
 
 
-def _chosen(base: Path, option: str, relative: str) -> Path:
-    chosen = base / relative
-    if not chosen.exists():
-        raise UserError(f"{option}: {chosen} does not exist", f"{option} is relative to {base}")
-    return chosen
-
-
-def _first_table(base: Path) -> Path | None:
-    return next((base / name for name in VIEW_TABLES if (base / name).is_file()), None)
-
-
-def _read_views(table: Path) -> dict[str, str]:
-    """Image id to view, unknown ones left out."""
+def _opened(root: str | Path) -> ArchiveFolder:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+        return ArchiveFolder.open(root)
+    except UserError as error:
+        raise UserError(
+            error.message, "the root of openi is the folder that holds NLMCXR_png/ and the reports"
+        ) from None
+
+
+def _chosen(base: ArchiveFolder, option: str, relative: str) -> str:
+    if not (base.has_file(relative) or base.has_folder(relative)):
+        raise UserError(
+            f"{option}: {base.described(relative)} does not exist",
+            f"{option} is relative to {base.described()}",
+        )
+    return relative
+
+
+def _read_views(base: ArchiveFolder, name: str) -> dict[str, str]:
+    """Image id to view, unknown ones left out."""
+    table = base.described(name)
+    try:
+        with base.stream(name) as stream:
+            rows = list(csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"views: {table} is not a readable CSV ({type(error).__name__})") from None
     names = {_plain(name): name for name in (rows[0] if rows else {}) if name}
