@@ -189,7 +189,7 @@ def write_split(folder: str, rows: int, seed: int = 0) -> Split:
 
 def ways(split: Split, batch_size: int, image_size: int, loader_workers: int, threads: int) -> list[Way]:
     """The ways that are compared."""
-    tokenizer = ReportTokenizer.load(train_tokenizer(list(_FINDINGS) * 4, 400))
+    tokenizer = ReportTokenizer.load(train_tokenizer(enumerate(list(_FINDINGS) * 4), 400))
     order = SampleOrder(
         [shard.row_group_rows for shard in split.shards("train")], seed=0, batch_size=batch_size
     )

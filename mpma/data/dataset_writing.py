@@ -255,32 +255,34 @@ def _split_info(parts: Sequence[Part]) -> SplitInfo:
     )
 
 
-def _texts(storage: Storage, shards: Sequence[ShardInfo], groups: int = 8) -> Iterator[str]:
-    """The text a model reads of every row, a few row groups in memory at a time."""
+def _texts(storage: Storage, shards: Sequence[ShardInfo], groups: int = 8) -> Iterator[tuple[str, str]]:
+    """Patient and the text a model reads of every row, a few row groups in memory at a time."""
     for shard in shards:
         for start in range(0, len(shard.row_group_rows), groups):
             wanted = range(start, min(start + groups, len(shard.row_group_rows)))
-            table = read_row_groups(storage, shard, list(wanted), _TEXT_COLUMNS)
-            yield from map(model_text, *(table.column(name).to_pylist() for name in _TEXT_COLUMNS))
+            table = read_row_groups(storage, shard, list(wanted), ("patient_id", *_TEXT_COLUMNS))
+            texts = map(model_text, *(table.column(name).to_pylist() for name in _TEXT_COLUMNS))
+            yield from zip(table.column("patient_id").to_pylist(), texts, strict=True)
 
 
-def _question_texts(storage: Storage, shards: Sequence[ShardInfo]) -> Iterator[str]:
-    """Questions and answers of every row; nothing where the shards have none."""
+def _question_texts(storage: Storage, shards: Sequence[ShardInfo]) -> Iterator[tuple[str, str]]:
+    """Patient, questions and answers of every row; nothing where the shards have none."""
     for shard in shards:
         for group in range(len(shard.row_group_rows)):
-            table = read_row_groups(storage, shard, [group], ["questions"])
+            table = read_row_groups(storage, shard, [group], ["patient_id", "questions"])
             if "questions" not in table.column_names:
                 return
-            for row in table.column("questions").to_pylist():
+            for patient, row in zip(*(table.column(n).to_pylist() for n in table.column_names), strict=True):
                 for question in row or ():
-                    yield " ".join((question["question"] or "", *filter(None, question["answers"] or ())))
+                    answers = filter(None, question["answers"] or ())
+                    yield patient, " ".join((question["question"] or "", *answers))
 
 
 def _reports_info(
     storage: Storage, shards: Sequence[ShardInfo], tokenizer: ReportTokenizer, truncated_at: int
 ) -> ReportsInfo:
     counts: Counter[int] = Counter()
-    texts = filter(None, _texts(storage, shards))
+    texts = (text for _, text in _texts(storage, shards) if text)
     while chunk := [text for _, text in zip(range(512), texts, strict=False)]:
         counts.update(tokenizer.lengths(chunk).tolist())
     return ReportsInfo(

@@ -5,8 +5,10 @@ The library's WordPiece trainer depends on the order of a hash table; so the voc
 byte-pair merges, which depend on counts alone once every letter and its `##` form have numbers in a
 fixed order, and is then handed to WordPiece. A run of de-identification marks (`XXXX`, `___`,
 `[** **]`: what `mpma.data.sections.collapse_marks` collapses) becomes the one token `xxxx`. A report
-cannot smuggle in a special token: text that looks like one is text. Encoding runs in the library's
-threads; word numbers are a cumulative sum, no loop over tokens.
+cannot smuggle in a special token: text that looks like one is text. A word that only one patient's
+reports hold (a name, a record number) shapes no entry, since the vocabulary travels with every model
+that is given away; its letters stay, so that no report becomes unreadable to the model. Encoding runs
+in the library's threads; word numbers are a cumulative sum, no loop over tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,6 +33,9 @@ SPECIAL_TOKENS: Final = ("[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 DEIDENTIFICATION_MARK: Final = "xxxx"
 
 DEFAULT_VOCABULARY_SIZE: Final = 30_000
+
+LEAST_PATIENTS: Final = 2
+"""Patients in whose texts a word must occur to shape the vocabulary: no entry comes from one person."""
 
 _CONTINUATION: Final = "##"
 _LONGEST_WORD: Final = 100
@@ -60,23 +65,25 @@ class EncodedReports(NamedTuple):
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, min_frequency: int = 2
+    texts: Iterable[tuple[Hashable, str]],
+    vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
+    min_frequency: int = 2,
 ) -> bytes:
     """Content of a `tokenizer.json` with at most `vocabulary_size` entries, fewer for little text.
 
     A pure function of the multiset of texts: their order, the process and its hash seed do not matter.
     Memory grows with the distinct words, not with the text. A vocabulary never leaves out a letter that
     occurs, so it may exceed a size smaller than twice the alphabet.
+
+    Args:
+        texts: (patient, text). Words of fewer than `LEAST_PATIENTS` patients count for their letters alone.
     """
-    pieces = _pre_tokenizer()
-    normalizer = _normalizer()
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in pieces.pre_tokenize_str(normalizer.normalize_str(text)))
+    words, shared = _counted(texts)
     words.pop(DEIDENTIFICATION_MARK, None)
     # WordPiece gives up on longer words anyway, and one stray data blob should not shape the merges.
     words = Counter({word: count for word, count in words.items() if len(word) <= _LONGEST_WORD})
     letters = sorted({letter for word in words for letter in word} | set(DEIDENTIFICATION_MARK))
+    words = Counter({word: count for word, count in words.items() if word in shared})
     fixed = [*SPECIAL_TOKENS, *letters, *(_CONTINUATION + letter for letter in letters)]
     tokenizer = Tokenizer(models.BPE(continuing_subword_prefix=_CONTINUATION, unk_token=_UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -93,6 +100,22 @@ def train_tokenizer(
     vocabulary = [token for token, _ in grown if token != DEIDENTIFICATION_MARK]
     vocabulary.insert(len(SPECIAL_TOKENS), DEIDENTIFICATION_MARK)
     return _wordpiece(vocabulary)
+
+
+def _counted(texts: Iterable[tuple[Hashable, str]]) -> tuple[Counter[str], set[str]]:
+    """How often each word occurs, and those that more than one patient's texts hold."""
+    pieces, normalizer = _pre_tokenizer(), _normalizer()
+    words: Counter[str] = Counter()
+    patient_of: dict[str, Hashable] = {}
+    shared: set[str] = set()
+    for patient, text in texts:
+        found = [word for word, _ in pieces.pre_tokenize_str(normalizer.normalize_str(text))]
+        words.update(found)
+        for word in set(found) - shared:
+            if patient_of.setdefault(word, patient) != patient:
+                del patient_of[word]
+                shared.add(word)
+    return words, shared
 
 
 def _repeated(words: Counter[str]) -> Iterator[str]:

@@ -42,9 +42,10 @@ _DATA_USE: Final = (
     "**Data-use note.** Weights trained on confidential or non-commercial data inherit the conditions of "
     "those data. Models of this kind can memorise: parts of rare reports or images may be recoverable "
     "from the weights. Unless the dataset was ingested with another model's tokeniser, the vocabulary in "
-    "`tokenizer.json` was derived from the training reports and holds words that occurred in them at "
-    "least twice, which can include names that de-identification missed: look through it before you "
-    "share this folder. Share it with nobody who may not see the data, unless their owner agreed."
+    "`tokenizer.json` was derived from the training reports and holds words that the reports of at least "
+    "two patients share, which can include names that de-identification missed, such as a physician's: "
+    "look through it before you share this folder. Share it with nobody who may not see the data, unless "
+    "their owner agreed."
 )
 
 

@@ -38,7 +38,7 @@ TEXTS = [" ".join(WORDS[i % 5 :][: 3 + i % 7] * (1 + i % 4)) for i in range(24)]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> ReportTokenizer:
-    return ReportTokenizer.load(train_tokenizer(TEXTS * 2, 60))
+    return ReportTokenizer.load(train_tokenizer(enumerate(TEXTS * 2), 60))
 
 
 @pytest.fixture(scope="module")

@@ -28,20 +28,20 @@ def reports(count: int = 300) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> ReportTokenizer:
-    return ReportTokenizer(train_tokenizer(reports()))
+    return ReportTokenizer(train_tokenizer(enumerate(reports())))
 
 
 def test_training_twice_gives_identical_bytes_in_any_order():
-    first = train_tokenizer(reports())
-    assert train_tokenizer(reports()[::-1]) == first
+    first = train_tokenizer(enumerate(reports()))
+    assert train_tokenizer(enumerate(reports()[::-1])) == first
 
 
 def test_training_in_a_fresh_process_with_another_hash_seed_gives_identical_bytes():
     code = (
         "import sys, hashlib; from mpma.data.tokenizer import train_tokenizer;"
-        "print(hashlib.sha256(train_tokenizer(sys.stdin.read().split(chr(10)))).hexdigest())"
+        "print(hashlib.sha256(train_tokenizer(enumerate(sys.stdin.read().split(chr(10))))).hexdigest())"
     )
-    expected = hashlib.sha256(train_tokenizer(reports())).hexdigest()
+    expected = hashlib.sha256(train_tokenizer(enumerate(reports()))).hexdigest()
     for seed in ("1", "77"):
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -59,8 +59,8 @@ def test_real_reports_train_to_identical_bytes(data_root):
 
     table = pq.read_table(data_root / "text_only" / "openi_reports.parquet", columns=["report"])
     texts = table.column("report").to_pylist()
-    content = train_tokenizer(texts)
-    assert train_tokenizer(texts[::-1]) == content
+    content = train_tokenizer(enumerate(texts))
+    assert train_tokenizer(enumerate(texts[::-1])) == content
     loaded = ReportTokenizer(content)
     assert 2000 < loaded.vocabulary_size < 30_000
     encoded = loaded.encode(texts, 512)
@@ -69,7 +69,7 @@ def test_real_reports_train_to_identical_bytes(data_root):
 
 
 def test_special_tokens_come_first_and_the_vocabulary_is_bounded():
-    content = json.loads(train_tokenizer(reports(), vocabulary_size=120))
+    content = json.loads(train_tokenizer(enumerate(reports()), vocabulary_size=120))
     vocabulary = content["model"]["vocab"]
     assert list(vocabulary)[:6] == [*SPECIAL_TOKENS, "xxxx"]
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
@@ -79,10 +79,32 @@ def test_special_tokens_come_first_and_the_vocabulary_is_bounded():
 
 def test_a_rare_word_gets_no_entry_of_its_own():
     texts = [*(["clear lungs"] * 3), "zygomatic"]
-    vocabulary = json.loads(train_tokenizer(texts))["model"]["vocab"]
+    vocabulary = json.loads(train_tokenizer(enumerate(texts)))["model"]["vocab"]
     assert "clear" in vocabulary
     assert "lungs" in vocabulary
     assert "zygomatic" not in vocabulary
+
+
+def test_a_word_of_one_patient_alone_shapes_no_entry():
+    """However often it is written: a name or a record number must not travel with a model."""
+    texts = [("p1", "mr zuckerkandl 48151623 has clear lungs")] * 50
+    texts += [("p2", "clear lungs mrs abernathy"), ("p3", "mrs abernathy clear lungs")]
+    vocabulary = json.loads(train_tokenizer(texts))["model"]["vocab"]
+    assert {"clear", "lungs", "mrs", "abernathy"} <= vocabulary.keys()
+    longest = {"zuckerkandl", "48151623"}
+    pieces = {entry.removeprefix("##") for entry in vocabulary if len(entry.removeprefix("##")) > 1}
+    shared = {"clear", "lungs", "mrs", "abernathy"}
+    for word in longest:
+        own = {word[i:j] for i in range(len(word)) for j in range(i + 2, len(word) + 1)}
+        assert all(any(piece in other for other in shared) for piece in pieces & own)
+        # Its letters stay, so that the model can read it.
+        assert all(letter in vocabulary and f"##{letter}" in vocabulary for letter in word)
+
+
+def test_which_patient_of_two_comes_first_does_not_matter():
+    texts = [("p1", "opacity left"), ("p2", "opacity right"), ("p1", "right"), ("p3", "left upper lobe")]
+    content = train_tokenizer(texts)
+    assert all(train_tokenizer(texts[shift:] + texts[:shift]) == content for shift in range(1, 4))
 
 
 def test_word_numbers_equal_those_of_the_library(tokenizer):
@@ -181,7 +203,7 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path):
     file.write_text("{}")
     with pytest.raises(UserError, match="not a tokeniser"):
         ReportTokenizer.load(file)
-    content = json.loads(train_tokenizer(["a b"]))
+    content = json.loads(train_tokenizer([(1, "a b")]))
     del content["model"]["vocab"]["[MASK]"]
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[MASK]"]
     content["model"]["vocab"] = {name: n for n, name in enumerate(content["model"]["vocab"])}

@@ -91,7 +91,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 @pytest.fixture(scope="module")
 def collator() -> Collator:
-    tokenizer = ReportTokenizer.load(train_tokenizer(["heart size normal lungs clear 0 1 2 3"] * 4, 60))
+    texts = enumerate(["heart size normal lungs clear 0 1 2 3"] * 4)
+    tokenizer = ReportTokenizer.load(train_tokenizer(texts, 60))
     return Collator(tokenizer, ImageConfig(size=32, patch_size=16), ReportConfig(max_tokens=16), 5, 1)
 
 

@@ -101,7 +101,9 @@ def made_dataset(train: int = 96, val: int = 60, labelled: bool = True) -> Memor
 def made_tokenizer(dataset: MemoryDataset) -> ReportTokenizer:
     rows = [row for split in dataset.rows.values() for row in split]
     return ReportTokenizer(
-        train_tokenizer(model_text(row["report"], row["findings"], row["impression"]) for row in rows)
+        train_tokenizer(
+            (row["patient_id"], model_text(row["report"], row["findings"], row["impression"])) for row in rows
+        )
     )
 
 
