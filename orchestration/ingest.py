@@ -56,6 +56,15 @@ def main(
             show_default=False,
         ),
     ] = None,
+    hash_pair_ids: Annotated[
+        bool | None,
+        typer.Option(
+            "--hash-pair-ids/--no-hash-pair-ids",
+            help="Store keyed hashes in place of image ids. Default: where the source says that its ids "
+            "identify a patient.",
+            show_default=False,
+        ),
+    ] = None,
     short_side: Annotated[
         int,
         typer.Option(
@@ -125,6 +134,7 @@ def main(
             as_json=as_json,
             address=address,
             cpus=cpus,
+            hash_pair_ids=hash_pair_ids,
         )
     )
 

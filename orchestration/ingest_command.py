@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mpma.data.dataset_info import QUARANTINE_FILE, DatasetInfo
 from mpma.data.hashing import DEFAULT_KEY_FILE, PUBLIC_KEY, load_or_create_key
-from mpma.data.ingest_plan import IngestOptions, IngestPlan, plan_ingest
+from mpma.data.ingest_plan import IngestOptions, IngestPlan, hashes_pair_ids, plan_ingest
 from mpma.data.pairs import SPLITS
 from mpma.data.quality import REASONS, QualityConfig, check_item
 from mpma.data.sources import build_source, source_kind
@@ -53,6 +53,8 @@ class Request:
     as_json: bool
     address: str | None
     cpus: int | None
+    hash_pair_ids: bool | None = None
+    """None: as the source says of its ids."""
 
 
 def execute(request: Request) -> None:
@@ -75,6 +77,8 @@ def execute(request: Request) -> None:
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in source.assumptions():
         notes.print(f"{request.source}: {line}", markup=False)
+    if hashes_pair_ids(source, options):
+        notes.print(f"{request.source}: pair ids are stored as keyed hashes", markup=False)
     key = PUBLIC_KEY if synthetic else _key(request, notes)
     if request.check:
         with ProgressWatcher(notes) as watcher:
@@ -122,6 +126,7 @@ def _options(request: Request, synthetic: bool, reports_expected: bool) -> Inges
         quality=QualityConfig(min_report_words=least_words, min_side_pixels=request.min_side),
         vocabulary_size=request.vocabulary_size,
         truncated_at=request.max_tokens,
+        hash_pair_ids=request.hash_pair_ids,
     )
 
 

@@ -69,11 +69,11 @@ def unfinished_dataset(
 def check_free(storage: Storage, *, overwrite: bool = False) -> None:
     """Raises `UserError` where a dataset may not be written: before hours of work, not after."""
     names = set(storage.sizes())
-    foreign = sorted(name for name in names if not _is_own(name))
+    foreign = [name for name in names if not _is_own(name)]
     if foreign or (names and not names & {MARKER, UNFINISHED, LOCK}):
+        # Counted and not named: it may be an archive, whose file names tell of patients.
         raise UserError(
-            f"{storage.described()} holds files that are no part of a dataset, "
-            f"{foreign[0] if foreign else min(names)} among them",
+            f"{storage.described()} holds files that are no part of a dataset ({len(foreign) or len(names)})",
             "choose a directory that is empty or does not exist",
         )
     if MARKER in names and not overwrite:

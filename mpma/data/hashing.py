@@ -1,9 +1,9 @@
-"""Keyed hashes of the publisher's patient and study identifiers.
+"""Keyed hashes of the publisher's patient and study identifiers, and of pair ids that name a person.
 
 Decisions: BLAKE2b with a secret key of 32 random bytes, so that nobody who has a dataset can confirm
 a guess at an identifier (medical record numbers are few enough to try them all against a plain
-hash); 128 bits as 32 hex letters, so that collisions do not happen in practice; patient and study are
-hashed apart, so that equal numbers do not give equal hashes. The source's name is left out on
+hash); 128 bits as 32 hex letters, so that collisions do not happen in practice; patient, study and pair
+are hashed apart, so that equal numbers do not give equal hashes. The source's name is left out on
 purpose: a patient who is met in two archives ingested with one key keeps one hash, and so one split.
 The key lives outside every dataset, in the user's home or where `--key-file` says; with another key
 the same archive gives other hashes and other splits.
@@ -27,8 +27,8 @@ PUBLIC_KEY: Final = hashlib.sha256(b"synthetic patients need no secret").digest(
 _KEY_BYTES: Final = 32
 
 
-def keyed_hash(key: bytes, kind: Literal["patient", "study"], identifier: str) -> str:
-    """32 hex letters that name a patient or a study without telling who it is."""
+def keyed_hash(key: bytes, kind: Literal["patient", "study", "pair"], identifier: str) -> str:
+    """32 hex letters that name a patient, a study or a pair without telling who it is."""
     data = identifier.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=16, key=key, person=kind.encode()).hexdigest()
 

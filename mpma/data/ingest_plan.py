@@ -3,9 +3,10 @@
 Decisions: the source is listed once, and what it lists is kept compressed in memory (some hundred
 bytes a candidate), because no split is certain before the last row is seen: a patient may turn up
 again under another split. Identifiers are hashed as they are listed, so no raw patient id leaves this
-module. Pieces keep the source's order, so that neighbours in an archive's file are read together, and
-their size depends on the number of candidates alone, never on the machines: same archive, options and
-key, same dataset to the byte.
+module; a pair's own id goes on beside its hash, because the quarantine names by it what was refused.
+Pieces keep the source's order, so that neighbours in an archive's file are read together, and their
+size depends on the number of candidates alone, never on the machines: same archive, options and key,
+same dataset to the byte.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class IngestOptions(StrictConfig):
     """Most entries of the tokeniser; little text gives fewer."""
     truncated_at: int = Field(default=128, ge=8, le=4096)
     """Reports of more tokens are counted as cut; does not change what is stored."""
+    hash_pair_ids: bool | None = None
+    """Store a keyed hash in place of each pair's id. None: where the source says that its ids identify."""
     pairs_per_shard: int | None = Field(default=None, ge=ROW_GROUP_ROWS, le=1_000_000)
     """Pairs of a shard. None: by the number of candidates, at most about 256 MB."""
 
@@ -99,6 +102,7 @@ def plan_ingest(
 
     Raises `UserError` where the source does.
     """
+    options = options.model_copy(update={"hash_pair_ids": hashes_pair_ids(source, options)})
     checks = CrossRowChecks()
     identity = hashlib.blake2b(digest_size=16)
     identity.update(_conditions(source, options, key).encode())
@@ -114,7 +118,7 @@ def plan_ingest(
             rejections.append(entry)
             identity.update(repr(entry).encode("utf-8", "surrogatepass"))
         else:
-            item = _hashed(entry, key)
+            item = _hashed(entry, key, bool(options.hash_pair_ids))
             identity.update(repr(item).encode("utf-8", "surrogatepass"))
             if _can_be_judged(item):
                 checks.observe(item)
@@ -198,9 +202,17 @@ def _can_be_judged(item: Item) -> bool:
     return bool(item.patient_id) and not is_missing(item.pair_id) and known_split
 
 
-def _hashed(item: Item, key: bytes) -> Item:
+def hashes_pair_ids(source: Source, options: IngestOptions) -> bool:
+    """Whether pairs are stored under keyed hashes: as the user says, else as the source says of its ids."""
+    if options.hash_pair_ids is not None:
+        return options.hash_pair_ids
+    return bool(getattr(source, "pair_ids_are_identifying", False))
+
+
+def _hashed(item: Item, key: bytes, pair_too: bool) -> Item:
     """The item with keyed hashes for patient and study; a missing patient stays missing."""
     patient = "" if is_missing(item.patient_id) else keyed_hash(key, "patient", item.patient_id)
     # Without a study of its own an image is one; the pair's id keeps it apart from all others.
     study = f"pair {item.pair_id}" if is_missing(item.study_id) else item.study_id
-    return replace(item, patient_id=patient, study_id=keyed_hash(key, "study", study))
+    stored = keyed_hash(key, "pair", item.pair_id) if pair_too and not is_missing(item.pair_id) else ""
+    return replace(item, patient_id=patient, study_id=keyed_hash(key, "study", study), stored_id=stored)

@@ -83,7 +83,7 @@ def make_row(item: Item, source: Source, options: IngestOptions, extra_schema: p
         return Rejection(item.path, item.pair_id, *image_problem(error))
     findings, impression = resolve_sections(item)
     row = {
-        "pair_id": _text(item.pair_id),
+        "pair_id": _text(item.stored_id or item.pair_id),
         "patient_id": item.patient_id,
         "study_id": item.study_id,
         "image": image.data,

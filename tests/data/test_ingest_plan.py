@@ -156,6 +156,32 @@ def test_images_without_a_study_are_studies_of_their_own():
     assert len({entry.study_id for entry in planned(made)}) == 2
 
 
+def test_pair_ids_are_hashed_on_demand_and_the_quarantine_still_names_them():
+    good, bad = item(1), item(2, report="")
+    made = planned(plan([good, bad], hash_pair_ids=True))
+    rows = [row(entry, png(), hash_pair_ids=True) for entry in made]
+    assert rows[0][0]["pair_id"] == keyed_hash(KEY, "pair", good.pair_id)
+    assert (rows[1].pair_id, rows[1].reason) == (bad.pair_id, "empty_report")
+    assert len({keyed_hash(KEY, kind, "1") for kind in ("patient", "study", "pair")}) == 3
+    readable = planned(plan([good]))
+    assert row(readable[0], png())[0]["pair_id"] == good.pair_id
+
+
+@dataclass
+class Hospital(Listed):
+    """A source whose image ids name a person."""
+
+    pair_ids_are_identifying: bool = True
+
+
+@pytest.mark.parametrize(("given", "hashed"), [(None, True), (False, False), (True, True)])
+def test_a_source_with_identifying_ids_has_them_hashed_unless_the_user_says_no(given, hashed):
+    options = IngestOptions(hash_pair_ids=given)
+    made = planned(plan_ingest(Hospital([item(1)]), options, KEY))
+    assert bool(made[0].stored_id) is hashed
+    assert made[0].pair_id == "image-1"
+
+
 def test_parts_keep_the_order_of_the_source():
     made = plan(list(map(item, range(3000))))
     for split in ("train", "val", "test"):

@@ -47,6 +47,9 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Optional and extra columns (`mask`, `questions`, the table's own), kept as they are: values
     as a table's cells hold them (text, numbers, dates, decimals, bytes, lists and mappings of them)."""
+    stored_id: str = ""
+    """What the dataset calls the pair where its own id must not stand there; empty: `pair_id`. Filled in by
+    the ingest, never by a source."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ class Rejection:
 
 
 class Source(Protocol):
-    """One archive layout. Instances are picklable; they hold paths and options, no open files."""
+    """One archive layout. Instances are picklable; they hold paths and options, no open files.
+
+    A source whose image ids name a person or an examination (the file names or UIDs of a hospital's own
+    archive) says so with a further attribute, `pair_ids_are_identifying = True`: they are then stored as
+    keyed hashes unless the user decides otherwise.
+    """
 
     @property
     def name(self) -> str:
