@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
 from mpma.data.quality import CrossRowChecks, QualityConfig, check_item
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.contract import Item, Rejection, Source
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
@@ -234,3 +237,10 @@ def write_questions(root: Path, rows: int = 8) -> Path:
         }
         pq.write_table(pa.table(asked), root / f"{split}-qa.parquet")
     return root
+
+
+def in_a_bucket(source: Any) -> Any:
+    """The same source over a filesystem that is known through pyarrow alone, as a bucket is."""
+    archive = source.archive
+    filesystem = pafs.SubTreeFileSystem(archive.root, archive.filesystem)
+    return replace(source, archive=ArchiveFolder(filesystem, "", "s3://bucket/archive"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from samples_covid_chestxray import write_covid_chestxray
 from source_samples import (
     checked_items,
     quality_of,
@@ -38,6 +39,9 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
         "manifest",
         write_questions(folder / "questions"),
         ("questions_table=*-qa.parquet", "reports=optional"),
+    ),
+    "covid_chestxray": lambda folder: build_source(
+        "covid_chestxray", write_covid_chestxray(folder / "covid")
     ),
     "nih14": lambda folder: build_source("nih14", write_nih14(folder / "nih14")),
     "nih14 without lists": lambda folder: build_source("nih14", write_nih14(folder / "nih14", lists=False)),

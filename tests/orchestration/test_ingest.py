@@ -148,6 +148,24 @@ def test_openi_as_published_keeps_8_of_79_listed_images(tmp_path, data_root, ray
     assert not published & {row["patient_id"] for row in rows}
 
 
+def test_the_covid_collection_as_published_keeps_39_of_45_listed_images(
+    tmp_path, data_root, ray_local, capsys
+):
+    out = tmp_path / "covid"
+    found = run(capsys, "covid_chestxray", data_root / "raw" / "covid-chestxray", out, tmp_path / "key")
+    assert (found["candidates"], found["kept"]) == (45, 39)
+    assert found["quarantined"] == {"missing_image": 3, "empty_report": 3}
+    assert sum(found["patients"].values()) == 22
+    dataset = Dataset.open(out)
+    rows = [
+        row for split in SPLITS for row in dataset.read_rows(split, range(dataset.rows(split))).to_pylist()
+    ]
+    assert len(rows) == 39
+    assert {"CC BY-NC-SA", "CC BY-NC-ND 4.0", "CC BY 4.0"} <= {row["license"] for row in rows}
+    assert sum(row["modality"] == "CT" for row in rows) == 5
+    dataset.verify()
+
+
 def test_real_pairs_keep_their_splits_pixels_and_licences(tmp_path, data_root, ray_local, capsys):
     root = data_root / "pairs"
     found = run(capsys, "manifest", root, tmp_path / "cxr", tmp_path / "key")

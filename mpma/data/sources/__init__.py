@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from mpma.data.config import PhantomConfig
 from mpma.data.sources.config import (
+    CovidChestxrayOptions,
     ManifestOptions,
     MasksOptions,
     Nih14Options,
@@ -160,6 +161,13 @@ def _vqamed2019(root: str | None, options: VqaMed2019Options) -> Source:
     return VqaMed2019Source.resolve(Path(root), options)
 
 
+def _covid_chestxray(root: str | None, options: CovidChestxrayOptions) -> Source:
+    from mpma.data.sources.covid_chestxray import CovidChestxraySource
+
+    assert root is not None
+    return CovidChestxraySource.resolve(root, options)
+
+
 def _masks(root: str | None, options: MasksOptions) -> Source:
     from mpma.data.sources.masks import MasksSource
 
@@ -187,6 +195,13 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "a CSV, TSV or Parquet table of image paths or embedded images and reports, or a folder of them",
             ManifestOptions,
             _manifest,
+        ),
+        "covid_chestxray": SourceKind(
+            "covid_chestxray",
+            "the cloned covid-chestxray-dataset with metadata.csv and images/",
+            CovidChestxrayOptions,
+            _covid_chestxray,
+            remote=True,
         ),
         "nih14": SourceKind(
             "nih14",

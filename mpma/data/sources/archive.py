@@ -26,6 +26,9 @@ from mpma.data.sources.paths import forward, lexically_inside, read_inside
 from mpma.data.storage import open_storage
 from mpma.errors import UserError
 
+READ_AHEAD_BYTES: Final = 1024 * 1024
+"""Of a streamed table: readers ask for a few kB at a time, and in a bucket every question is a round trip."""
+
 DAMAGED: Final = (pa.ArrowException, OSError, EOFError, zlib.error)
 """What reading a damaged or compressed file may raise."""
 
@@ -141,7 +144,9 @@ class ArchiveFolder:
         compression = "gzip" if name.lower().endswith(".gz") else None
         try:
             self._refuse_pointer(name)
-            with self.filesystem.open_input_stream(self.path(name), compression=compression) as opened:
+            with self.filesystem.open_input_stream(
+                self.path(name), compression=compression, buffer_size=READ_AHEAD_BYTES
+            ) as opened:
                 yield cast(IO[bytes], opened)
         except DAMAGED as error:
             raise UserError(

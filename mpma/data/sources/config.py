@@ -77,6 +77,14 @@ class MasksOptions(StrictConfig):
     """Licence of all pairs."""
 
 
+class CovidChestxrayOptions(StrictConfig):
+    """Options of the `covid_chestxray` source."""
+
+    modalities: list[str] | None = Field(default=None, min_length=1)
+    """Modalities to keep, as the table writes them, such as `[X-ray]`. None: all. Rows left out are counted,
+    not quarantined."""
+
+
 class ColumnMapping(StrictConfig):
     """Which column of the table holds what. None: recognised by its usual names, or absent."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable
 from typing import Any, Final
@@ -14,12 +15,15 @@ _VIEWS: Final = {
     **dict.fromkeys(
         (
             *("ap", "antero posterior", "anteroposterior", "ap supine", "aps"),
-            *("ap erect", "ap portable", "portable ap"),
+            *("ap erect", "ap semi erect", "ap portable", "portable ap"),
         ),
         "AP",
     ),
     **dict.fromkeys(
-        ("l", "lat", "lateral", "ll", "rl", "left lateral", "right lateral", "latero lateral", "lld", "rld"),
+        (
+            *("l", "lat", "lateral", "ll", "rl", "left lateral", "right lateral", "l lateral"),
+            *("latero lateral", "lld", "rld"),
+        ),
         "lateral",
     ),
 }
@@ -39,6 +43,21 @@ def as_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace").strip()
     return str(value).strip()
+
+
+def as_fraction(value: Any) -> float | None:
+    """A number of a cell; None where it is missing or none."""
+    try:
+        number = float(as_text(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_whole(value: Any) -> int | None:
+    """A whole number that fits 32 bits, also where it is written `45.0`; None where the cell is none."""
+    number = as_fraction(value)
+    return int(number) if number is not None and number.is_integer() and abs(number) < 1 << 31 else None
 
 
 def as_view(value: Any) -> str:
