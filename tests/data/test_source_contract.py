@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from samples_chexpert_plus import write_chexpert_plus
 from samples_covid_chestxray import write_covid_chestxray
 from source_samples import (
     checked_items,
@@ -39,6 +40,10 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
         "manifest",
         write_questions(folder / "questions"),
         ("questions_table=*-qa.parquet", "reports=optional"),
+    ),
+    "chexpert_plus": lambda folder: build_source("chexpert_plus", write_chexpert_plus(folder / "plus")),
+    "chexpert_plus in zips": lambda folder: build_source(
+        "chexpert_plus", write_chexpert_plus(folder / "plus", zipped=True)
     ),
     "covid_chestxray": lambda folder: build_source(
         "covid_chestxray", write_covid_chestxray(folder / "covid")

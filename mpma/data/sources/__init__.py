@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from mpma.data.config import PhantomConfig
 from mpma.data.sources.config import (
+    ChexpertPlusOptions,
     CovidChestxrayOptions,
     ManifestOptions,
     MasksOptions,
@@ -161,6 +162,13 @@ def _vqamed2019(root: str | None, options: VqaMed2019Options) -> Source:
     return VqaMed2019Source.resolve(Path(root), options)
 
 
+def _chexpert_plus(root: str | None, options: ChexpertPlusOptions) -> Source:
+    from mpma.data.sources.chexpert_plus import ChexpertPlusSource
+
+    assert root is not None
+    return ChexpertPlusSource.resolve(root, options)
+
+
 def _covid_chestxray(root: str | None, options: CovidChestxrayOptions) -> Source:
     from mpma.data.sources.covid_chestxray import CovidChestxraySource
 
@@ -195,6 +203,13 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "a CSV, TSV or Parquet table of image paths or embedded images and reports, or a folder of them",
             ManifestOptions,
             _manifest,
+        ),
+        "chexpert_plus": SourceKind(
+            "chexpert_plus",
+            "the CheXpert Plus folder with df_chexpert_plus_240401.csv and PNG/ or its zips",
+            ChexpertPlusOptions,
+            _chexpert_plus,
+            remote=True,
         ),
         "covid_chestxray": SourceKind(
             "covid_chestxray",

@@ -85,6 +85,23 @@ class CovidChestxrayOptions(StrictConfig):
     not quarantined."""
 
 
+class ChexpertPlusOptions(StrictConfig):
+    """Options of the `chexpert_plus` source."""
+
+    table: str | None = None
+    """The publisher's CSV, relative to the root. None: the one that is named `df_chexpert_plus_*.csv`."""
+    images: str | None = None
+    """Folder that holds `train/` and `valid/`, relative to the root. None: `PNG/` and other usual places,
+    else the zips `png_chexpert_plus_chunk_*.zip` as they are."""
+    labels: Literal["impression", "findings", "report", "none"] = "impression"
+    """Which of CheXbert's label files is read (`impression_fixed.json` and so on): labels of the impression,
+    of the findings or of the whole report, where earlier examinations and the history are labelled too."""
+    splits: Literal["keep", "ignore"] = "keep"
+    """`keep` the publisher's train and valid; `ignore` them and draw by patient."""
+    license: str = "Stanford University Dataset Research Use Agreement"
+    """Licence of all pairs."""
+
+
 class ColumnMapping(StrictConfig):
     """Which column of the table holds what. None: recognised by its usual names, or absent."""
 
