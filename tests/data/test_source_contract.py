@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from samples_chexpert_plus import write_chexpert_plus
 from samples_covid_chestxray import write_covid_chestxray
+from samples_padchest import write_padchest
 from source_samples import (
     checked_items,
     quality_of,
@@ -47,6 +48,10 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
     ),
     "covid_chestxray": lambda folder: build_source(
         "covid_chestxray", write_covid_chestxray(folder / "covid")
+    ),
+    "padchest": lambda folder: build_source("padchest", write_padchest(folder / "padchest")),
+    "padchest in zips": lambda folder: build_source(
+        "padchest", write_padchest(folder / "padchest", zipped=True)
     ),
     "nih14": lambda folder: build_source("nih14", write_nih14(folder / "nih14")),
     "nih14 without lists": lambda folder: build_source("nih14", write_nih14(folder / "nih14", lists=False)),

@@ -24,6 +24,7 @@ from mpma.data.sources.config import (
     MasksOptions,
     Nih14Options,
     OpeniOptions,
+    PadchestOptions,
     PhantomOptions,
     VqaMed2019Options,
 )
@@ -155,6 +156,13 @@ def _nih14(root: str | None, options: Nih14Options) -> Source:
     return Nih14Source.resolve(Path(root), options)
 
 
+def _padchest(root: str | None, options: PadchestOptions) -> Source:
+    from mpma.data.sources.padchest import PadchestSource
+
+    assert root is not None
+    return PadchestSource.resolve(root, options)
+
+
 def _vqamed2019(root: str | None, options: VqaMed2019Options) -> Source:
     from mpma.data.sources.vqamed2019 import VqaMed2019Source
 
@@ -216,6 +224,13 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the cloned covid-chestxray-dataset with metadata.csv and images/",
             CovidChestxrayOptions,
             _covid_chestxray,
+            remote=True,
+        ),
+        "padchest": SourceKind(
+            "padchest",
+            "the PadChest folder with PADCHEST_chest_x_ray_images_labels_160K_*.csv and 0/ or 0.zip ...",
+            PadchestOptions,
+            _padchest,
             remote=True,
         ),
         "nih14": SourceKind(

@@ -102,6 +102,26 @@ class ChexpertPlusOptions(StrictConfig):
     """Licence of all pairs."""
 
 
+class PadchestOptions(StrictConfig):
+    """Options of the `padchest` source."""
+
+    table: str | None = None
+    """The publisher's CSV, relative to the root. None: the one that is named
+    `PADCHEST_chest_x_ray_images_labels*.csv` or `.csv.gz`."""
+    images: str | None = None
+    """Folder that holds `0/` to `54/` or `0.zip` to `54.zip`, relative to the root. None: the root, `images/`
+    or `image_zips/`."""
+    projections: list[str] | None = Field(default=["PA", "L", "AP", "AP_horizontal"], min_length=1)
+    """Projections to keep; the others are COSTAL and EXCLUDE. None: all. Rows left out are counted, not
+    quarantined."""
+    leave_out: list[str] = Field(default=["exclude", "suboptimal study"])
+    """Labels whose images are left out, and counted."""
+    invert_monochrome1: bool = True
+    """Exchange bright and dark in images whose `PhotometricInterpretation_DICOM` is MONOCHROME1."""
+    license: str = "PADCHEST Dataset Research Use Agreement"
+    """Licence of all pairs."""
+
+
 class ColumnMapping(StrictConfig):
     """Which column of the table holds what. None: recognised by its usual names, or absent."""
 

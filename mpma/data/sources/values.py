@@ -10,12 +10,15 @@ from typing import Any, Final
 from mpma.data.quality import is_missing
 
 _NOT_LETTER_OR_DIGIT: Final = re.compile(r"[^a-z0-9]+")
+_ENTRY: Final = r"""(?:'[^'\\]*+'|"[^"\\]*+"|nan|None)"""
+_QUOTED_LIST: Final = re.compile(rf"\[\s*+(?:{_ENTRY}\s*+(?:,\s*+{_ENTRY}\s*+)*+)?+\]")
+_QUOTED: Final = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _VIEWS: Final = {
     **dict.fromkeys(("pa", "postero anterior", "posteroanterior", "posterior anterior", "frontal pa"), "PA"),
     **dict.fromkeys(
         (
             *("ap", "antero posterior", "anteroposterior", "ap supine", "aps"),
-            *("ap erect", "ap semi erect", "ap portable", "portable ap"),
+            *("ap erect", "ap semi erect", "ap horizontal", "ap portable", "portable ap"),
         ),
         "AP",
     ),
@@ -89,6 +92,18 @@ def as_labels(value: Any, separators: str, nothing_found: Collection[str]) -> tu
         parts = (part.strip() for part in re.split("[" + re.escape(separators) + "]", str(value)))
     nothing = {label.strip().lower() for label in nothing_found}
     return tuple(dict.fromkeys(part for part in parts if part and part.lower() not in nothing))
+
+
+def as_quoted_list(text: str) -> tuple[str, ...] | None:
+    """The list that Python prints of texts, such as `['pleural effusion', "Kerley's lines"]`.
+
+    Blank entries and `nan` are left out, repetitions too. None where the cell is missing or no such list;
+    nothing is evaluated.
+    """
+    if is_missing(text) or not _QUOTED_LIST.fullmatch(text.strip()):
+        return None
+    parts = (single or double for single, double in _QUOTED.findall(text))
+    return tuple(dict.fromkeys(part.strip() for part in parts if not is_missing(part)))
 
 
 def _words(text: str) -> str:
