@@ -8,8 +8,8 @@ black, EXIF orientation applied, the first frame of an animation. 16-bit grey is
 bit depth in use (the smallest of 8, 10, 12, 14 and 16 bits that holds the brightest pixel), never
 stretched between its own minimum and maximum: archives store 12-bit radiographs in 16-bit files, where
 dividing by 65,535 gives a black picture, while a stretch per image would wipe out true differences of
-exposure. What is stored is never larger than what came in, and holds no metadata, which in hospital
-files may name the patient.
+exposure. DICOM is read by what its header says (`mpma.data.dicom`). What is stored is never larger than
+what came in, and holds no metadata, which in hospital files may name the patient.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mpma.data.dicom import is_dicom, read_dicom
 from mpma.data.jpeg_segments import without_metadata
 from mpma.data.sources.contract import UnreadableImage
 
@@ -69,14 +70,12 @@ class StoredImage:
 def sniff(data: bytes) -> None:
     """Refuse by the first bytes alone what is no image file.
 
-    Raises `UnreadableImage` with reason `empty_file`, `git_lfs_pointer`, `html_page` or `dicom_file`.
+    Raises `UnreadableImage` with reason `empty_file`, `git_lfs_pointer` or `html_page`.
     """
     if not data:
         raise UnreadableImage("empty_file", "0 bytes")
     if data.startswith(b"version https://git-lfs"):
         raise UnreadableImage("git_lfs_pointer", f"{len(data)} bytes")
-    if data[128:132] == b"DICM":
-        raise UnreadableImage("dicom_file", f"{len(data)} bytes")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<svg")):
         raise UnreadableImage("html_page", f"{len(data)} bytes")
@@ -95,6 +94,8 @@ def read_grey(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> GreyImage:
     Raises:
         UnreadableImage: with a code of `mpma.data.quality.REASONS`.
     """
+    if is_dicom(data):
+        return read_dicom(data, max_pixels)
     with _open(data, max_pixels) as image:
         return _upright_grey(image)
 
@@ -148,6 +149,8 @@ def store_image(
     A grey upright JPEG that is small enough already keeps its coded pixels, less its metadata, since a
     second JPEG round would only lose. Raises `UnreadableImage` as `read_grey`.
     """
+    if is_dicom(data):
+        return _encoded(read_dicom(data, max_pixels), short_side, quality, image_format)
     with _open(data, max_pixels) as image:
         plain = image.format == "JPEG" and image.mode == "L"
         size = image.size
@@ -159,6 +162,13 @@ def store_image(
         bare = without_metadata(data)
         if bare is not None:
             return StoredImage(bare, *size, pixels, *size)
+    return _encoded(pixels, short_side, quality, image_format)
+
+
+def _encoded(
+    pixels: GreyImage, short_side: int | None, quality: int, image_format: ImageFormat
+) -> StoredImage:
+    original_height, original_width = pixels.shape
     shrunk = shrink_grey(pixels, short_side)
     encoded, width, height = encode_grey(shrunk, None, quality, image_format)
     return StoredImage(encoded, width, height, shrunk, original_width, original_height)

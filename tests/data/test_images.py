@@ -151,7 +151,7 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
         (b"<!DOCTYPE html><html>Log in</html>", "html_page"),
         (b"\xef\xbb\xbf \n<HTML><head>", "html_page"),
         (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "html_page"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 100, "dicom_file"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 96, "no_pixels"),
         (b"no image at all", "not_an_image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
         (b"\x89PNG\r\n\x1a\n", "truncated_image"),
