@@ -24,9 +24,9 @@ def main(
         str,
         typer.Argument(
             help="Layout of the archive: openi (the publisher's XML and PNG), manifest (tables of paths or "
-            "embedded images), chexpert_plus, covid_chestxray (its cloned repository), padchest, nih14 "
-            "(ChestX-ray14, labels), vqamed2019 (questions), masks (folders of images and masks) or phantom "
-            "(synthetic pairs, made on the spot)."
+            "embedded images), mimic_cxr (MIMIC-CXR-JPG with its reports), chexpert_plus, padchest, "
+            "covid_chestxray (its cloned repository), nih14 (ChestX-ray14, labels), vqamed2019 (questions), "
+            "masks (folders of images and masks) or phantom (synthetic pairs, made on the spot)."
         ),
     ],
     root: Annotated[

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from samples_chexpert_plus import write_chexpert_plus
 from samples_covid_chestxray import write_covid_chestxray
+from samples_mimic import write_mimic
 from samples_padchest import write_padchest
 from source_samples import (
     checked_items,
@@ -52,6 +53,13 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
     "padchest": lambda folder: build_source("padchest", write_padchest(folder / "padchest")),
     "padchest in zips": lambda folder: build_source(
         "padchest", write_padchest(folder / "padchest", zipped=True)
+    ),
+    "mimic_cxr, zip of reports": lambda folder: build_source("mimic_cxr", write_mimic(folder / "mimic")),
+    "mimic_cxr, folder of reports": lambda folder: build_source(
+        "mimic_cxr", write_mimic(folder / "mimic", "folder"), ("labels=negbio",)
+    ),
+    "mimic_cxr as wget leaves it": lambda folder: build_source(
+        "mimic_cxr", write_mimic(folder / "mimic", "wget"), ("views=[PA, AP]", "splits=ignore")
     ),
     "nih14": lambda folder: build_source("nih14", write_nih14(folder / "nih14")),
     "nih14 without lists": lambda folder: build_source("nih14", write_nih14(folder / "nih14", lists=False)),

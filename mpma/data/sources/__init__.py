@@ -22,6 +22,7 @@ from mpma.data.sources.config import (
     CovidChestxrayOptions,
     ManifestOptions,
     MasksOptions,
+    MimicCxrOptions,
     Nih14Options,
     OpeniOptions,
     PadchestOptions,
@@ -149,6 +150,13 @@ def _manifest(root: str | None, options: ManifestOptions) -> Source:
     return ManifestSource.resolve(Path(root), options)
 
 
+def _mimic_cxr(root: str | None, options: MimicCxrOptions) -> Source:
+    from mpma.data.sources.mimic_cxr import MimicCxrSource
+
+    assert root is not None
+    return MimicCxrSource.resolve(root, options)
+
+
 def _nih14(root: str | None, options: Nih14Options) -> Source:
     from mpma.data.sources.nih14 import Nih14Source
 
@@ -231,6 +239,13 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the PadChest folder with PADCHEST_chest_x_ray_images_labels_160K_*.csv and 0/ or 0.zip ...",
             PadchestOptions,
             _padchest,
+            remote=True,
+        ),
+        "mimic_cxr": SourceKind(
+            "mimic_cxr",
+            "the folder above mimic-cxr-2.0.0-metadata.csv.gz, files/ and mimic-cxr-reports.zip",
+            MimicCxrOptions,
+            _mimic_cxr,
             remote=True,
         ),
         "nih14": SourceKind(

@@ -44,6 +44,25 @@ class Nih14Options(StrictConfig):
     """Licence of all pairs."""
 
 
+class MimicCxrOptions(StrictConfig):
+    """Options of the `mimic_cxr` source."""
+
+    labels: Literal["chexpert", "negbio", "radiologist", "none"] = "chexpert"
+    """Whose positive findings fill `labels`; `none`: not labelled. All that are there are kept in columns of
+    their own. `radiologist` labelled the test split alone (version 2.1.0)."""
+    views: list[Literal["PA", "AP", "lateral", "unknown"]] | None = None
+    """Views to keep, such as `[PA, AP]`. None: all. Images left out are counted, not quarantined."""
+    reports: Literal["expected", "optional"] = "expected"
+    """`optional`: images without a report are taken. `--min-words 0` says the same."""
+    report_files: str | None = None
+    """Zip or folder of the reports, relative to the root, or a path or address of its own. None:
+    `mimic-cxr-reports.zip`, else text files, wherever they lie below the root."""
+    splits: Literal["keep", "ignore"] = "keep"
+    """`keep` the publisher's split where its table is there; `ignore` it and draw by patient."""
+    license: str = "PhysioNet Credentialed Health Data License 1.5.0"
+    """Licence of all pairs."""
+
+
 class VqaMed2019Options(StrictConfig):
     """Options of the `vqamed2019` source."""
 

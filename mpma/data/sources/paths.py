@@ -14,6 +14,7 @@ from typing import Final
 
 from mpma.data.sources.contract import UnreadableImage
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f]")
 _ADDRESS: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
@@ -22,7 +23,7 @@ def lexically_inside(path: str) -> bool:
 
     Absolute paths, addresses, drive letters, `..` beyond the root and control characters do not.
     """
-    if not path or any(ord(character) < 32 for character in path):
+    if not path or _CONTROL.search(path):
         return False
     if _ADDRESS.match(path) or re.match(r"^[A-Za-z]:[\\/]", path):
         return False

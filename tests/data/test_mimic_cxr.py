@@ -1,0 +1,673 @@
+"""MIMIC-CXR-JPG with its reports, on a small tree built from the publisher's documentation."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from samples_mimic import (
+    FINDINGS,
+    METADATA,
+    SHIFTED_DATE,
+    Image,
+    dicom_id,
+    labels_row,
+    report_texts,
+    sample_images,
+    write_gzip,
+    write_images,
+    write_mimic,
+    write_report_zip,
+    write_tables,
+)
+from source_samples import checked_items, encoded, grey_pixels
+
+from mpma.data.item_packing import pack_items
+from mpma.data.quality import image_problem, resolve_sections
+from mpma.data.sources import build_source
+from mpma.data.sources.archive import ArchiveFolder
+from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
+from mpma.data.sources.mimic_cxr import MimicCxrSource
+from mpma.data.sources.mimic_labels import FINDINGS as KNOWN_FINDINGS
+from mpma.data.sources.mimic_reports import MAX_REPORT_BYTES, find_reports
+from mpma.errors import UserError
+
+LAYOUTS = ("zip", "folder", "beside", "wget")
+
+
+def listed(source: Source) -> tuple[list[Item], list[Rejection]]:
+    found = list(source.items())
+    items = [entry for entry in found if isinstance(entry, Item)]
+    return items, [entry for entry in found if isinstance(entry, Rejection)]
+
+
+def built(root: Path, *options: str) -> tuple[list[Item], list[Rejection]]:
+    return listed(build_source("mimic_cxr", root, options))
+
+
+def one(tmp_path: Path, image: Image, *options: str) -> Item:
+    """The only item of an archive of one image."""
+    ((item,), refusals) = built(write_mimic(tmp_path / "mimic", images=[image]), *options)
+    assert not refusals
+    return item
+
+
+def write_labels(root: Path, labeller: str, *rows: tuple[int, str]) -> None:
+    lines = [f"10000032,{study},{values}" for study, values in rows]
+    write_gzip(root / f"mimic-cxr-2.0.0-{labeller}.csv.gz", [f"subject_id,study_id,{FINDINGS}", *lines])
+
+
+# What a pair is.
+
+
+def test_each_image_is_a_pair_with_the_report_of_its_study(tmp_path: Path) -> None:
+    items, refusals = built(write_mimic(tmp_path / "mimic"))
+    assert not refusals
+    assert [item.pair_id for item in items] == [image.dicom for image in sample_images()]
+    frontal, lateral = items[:2]
+    assert (frontal.patient_id, frontal.study_id) == ("10000032", "50414267")
+    assert (frontal.view, lateral.view, lateral.study_id) == ("PA", "lateral", frontal.study_id)
+    assert frontal.report == lateral.report
+    assert frontal.report.startswith("                                 FINAL REPORT\n")
+    assert resolve_sections(frontal) == (
+        "The heart is of normal size, as in study number 50414267. The lungs are\n clear.",
+        "No acute process, 50414267.",
+    )
+    assert {item.license for item in items} == {"PhysioNet Credentialed Health Data License 1.5.0"}
+    assert len({item.report for item in items}) == 8
+
+
+def test_the_official_split_is_kept_or_ignored(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    assert Counter(item.split for item in built(root)[0]) == {"train": 8, "val": 4, "test": 4}
+    assert {item.split for item in built(root, "splits=ignore")[0]} == {None}
+    (root / "mimic-cxr-2.0.0-split.csv.gz").unlink()
+    assert {item.split for item in built(root)[0]} == {None}
+
+
+def test_dates_times_and_sizes_of_the_metadata_are_not_copied(tmp_path: Path) -> None:
+    source = build_source("mimic_cxr", write_mimic(tmp_path / "mimic"))
+    items, _ = listed(source)
+    for item in items:
+        assert SHIFTED_DATE not in repr(item)
+        assert "213014" not in repr(item)
+    assert source.extra_schema().names == [
+        *("labels_uncertain", "labels_negative", "labels_chexpert", "labels_negbio", "labels_radiologist"),
+        *("view_position", "procedure", "orientation"),
+    ]
+    assert items[1].extra["view_position"] == "LATERAL"
+    assert items[1].extra["procedure"] == "CHEST (PA AND LAT)"
+    assert items[1].extra["orientation"] == "Erect"
+
+
+@pytest.mark.parametrize(
+    ("position", "coded", "view"),
+    [
+        ("PA", "", "PA"),
+        ("AP", "antero-posterior", "AP"),
+        ("LATERAL", "lateral", "lateral"),
+        ("LL", "left lateral", "lateral"),
+        ("", "postero-anterior", "PA"),
+        ("", "antero-posterior", "AP"),
+        ("", "lateral", "lateral"),
+        ("", "left lateral", "lateral"),
+        ("", "", "unknown"),
+        ("AP AXIAL", "antero-posterior", "AP"),
+        ("AP LLD", "", "AP"),
+        ("AP RLD", "", "AP"),
+        ("PA LLD", "", "PA"),
+        ("PA RLD", "", "PA"),
+        ("XTABLE LATERAL", "", "lateral"),
+        ("SWIMMERS", "", "lateral"),
+        ("LAO", "left anterior oblique", "unknown"),
+        ("RAO", "", "unknown"),
+        ("LPO", "", "unknown"),
+    ],
+)
+def test_every_view_of_the_archive_is_known(tmp_path: Path, position: str, coded: str, view: str) -> None:
+    item = one(tmp_path, Image(10000032, 50414267, dicom_id(1), position, coded))
+    assert item.view == view
+    assert item.extra["view_position"] == (position or None)
+
+
+def test_unwanted_views_are_counted_and_not_quarantined(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    source = build_source("mimic_cxr", root, ("views=[PA, AP]",))
+    items, refusals = listed(source)
+    assert not refusals
+    assert {item.view for item in items} == {"PA"}
+    assert "views=PA,AP keeps 8 of 16 images" in source.assumptions()
+    assert len(built(root, "views=[lateral]")[0]) == 8
+    assert built(root, "views=[unknown]") == ([], [])
+    with pytest.raises(UserError, match="views"):
+        build_source("mimic_cxr", root, ("views=[frontal]",))
+
+
+# Labels.
+
+
+def test_labels_hold_what_is_positive_and_the_rest_stands_beside_it(tmp_path: Path) -> None:
+    items, _ = built(write_mimic(tmp_path / "mimic"))
+    first, _, second, *_ = items
+    assert (first.labels, second.labels) == ((), ("Edema",))
+    assert second.extra["labels_uncertain"] == ["Pneumonia"]
+    assert second.extra["labels_negative"] == ["Pneumothorax"]
+    assert second.extra["labels_chexpert"] == second.extra["labels_negbio"] == ["Edema"]
+    assert first.extra["labels_chexpert"] == first.extra["labels_uncertain"] == []
+    assert second.extra["labels_radiologist"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (("No Finding=1.0",), ()),
+        (("No Finding=1.0", "Support Devices=1.0"), ("Support Devices",)),
+        (("No Finding=1.0", "Pneumothorax=0.0"), ()),
+        (("Pneumonia=1.0", "Edema=-1.0"), ("Pneumonia",)),
+        # Neither a finding nor its absence is said: the study is not called normal.
+        (("Pneumonia=-1.0",), None),
+        (("Pneumothorax=0.0", "Pleural Effusion=0.0"), None),
+        (("No Finding=-1.0",), None),
+        ((), None),
+    ],
+)
+def test_only_a_study_said_to_be_normal_has_an_empty_list(
+    tmp_path: Path, values: tuple[str, ...], labels: tuple[str, ...] | None
+) -> None:
+    root = write_mimic(tmp_path / "mimic", images=[Image(10000032, 50414267, dicom_id(1))])
+    write_labels(root, "chexpert", (50414267, labels_row(*values)))
+    ((item,), _) = built(root)
+    assert item.labels == labels
+    assert item.extra["labels_chexpert"] == (None if labels is None else list(labels))
+
+
+def test_a_study_without_a_row_of_labels_is_not_labelled(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    write_labels(root, "chexpert", (50414267, labels_row("Fracture=1")))
+    items, refusals = built(root)
+    assert not refusals
+    assert [item.labels for item in items[:4]] == [("Fracture",), ("Fracture",), None, None]
+    assert items[2].extra["labels_uncertain"] is None
+    assert items[2].extra["labels_negative"] is None
+    assert items[2].extra["labels_negbio"] == ["Edema"]
+
+
+def test_each_labeller_can_be_chosen_and_all_are_kept(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic", images=[Image(10000032, 50414267, dicom_id(1), split="test")])
+    write_labels(root, "chexpert", (50414267, labels_row("Edema=1.0")))
+    write_labels(root, "negbio", (50414267, labels_row("Lung Lesion=1.0", "Fracture=-1.0")))
+    # The radiologist's table has no patients, and two words of its own.
+    (root / "mimic-cxr-2.1.0-test-set-labeled.csv").write_text(
+        "study_id,Airspace Opacity,Edema,No Findings\n50414267,1.0,0.0,\n"
+    )
+    chosen = {
+        name: built(root, f"labels={name}")[0][0] for name in ("chexpert", "negbio", "radiologist", "none")
+    }
+    assert {name: item.labels for name, item in chosen.items()} == {
+        "chexpert": ("Edema",),
+        "negbio": ("Lung Lesion",),
+        "radiologist": ("Lung Opacity",),
+        "none": None,
+    }
+    assert chosen["negbio"].extra["labels_uncertain"] == ["Fracture"]
+    assert chosen["radiologist"].extra["labels_negative"] == ["Edema"]
+    assert chosen["none"].extra["labels_uncertain"] is None
+    for item in chosen.values():
+        assert item.extra["labels_chexpert"] == ["Edema"]
+        assert item.extra["labels_negbio"] == ["Lung Lesion"]
+        assert item.extra["labels_radiologist"] == ["Lung Opacity"]
+
+
+def test_all_fourteen_columns_are_read(tmp_path: Path) -> None:
+    names = FINDINGS.split(",")
+    assert sorted(KNOWN_FINDINGS) == sorted(set(names) - {"No Finding"})
+    root = write_mimic(tmp_path / "mimic", images=[Image(10000032, 50414267, dicom_id(1))])
+    for name in KNOWN_FINDINGS:
+        write_labels(root, "chexpert", (50414267, labels_row(f"{name}=1.0")))
+        assert built(root)[0][0].labels == (name,)
+
+
+def test_a_table_of_labels_that_is_not_there_is_said_and_one_asked_for_is_required(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    for labeller in ("chexpert", "negbio"):
+        (root / f"mimic-cxr-2.0.0-{labeller}.csv.gz").unlink()
+    source = build_source("mimic_cxr", root)
+    assert any(line.startswith("not labelled") for line in source.assumptions())
+    assert {item.labels for item in listed(source)[0]} == {None}
+    with pytest.raises(UserError, match=r"no table mimic-cxr-\*-negbio\.csv"):
+        build_source("mimic_cxr", root, ("labels=negbio",))
+
+
+def test_rows_of_the_tables_that_cannot_be_read_are_quarantined_and_the_others_kept(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    write_labels(
+        root,
+        "chexpert",
+        (50414267, labels_row("Edema=maybe")),
+        (50415270, labels_row("Edema=1.0")[:-3]),
+        (50416273, labels_row("Edema=1.0")),
+    )
+    images = sample_images()
+    lines = [METADATA, *(image.row for image in images)]
+    lines[1] = lines[1].replace(images[0].dicom, "")
+    lines[2] = lines[2].replace(",10000032,", ",,")
+    lines[3] = lines[3].replace(",10000032,", ",one,")
+    lines[4] = lines[4].replace(",50415270,", f",{'5' * 5000},")
+    lines[5] = lines[5].replace(images[4].dicom, "../../../secret")
+    lines[6] = lines[6].replace(images[5].dicom, "")[:40]
+    write_gzip(root / "mimic-cxr-2.0.0-metadata.csv.gz", lines)
+    items, refusals = built(root)
+    assert [(r.reason, r.pair_id) for r in refusals] == [
+        ("wrong_type", ""),
+        ("unreadable_row", ""),
+        ("missing_id", ""),
+        ("missing_patient", images[1].dicom),
+        ("wrong_type", images[2].dicom),
+        ("wrong_type", images[3].dicom),
+        ("outside_root", "../../../secret"),
+        ("unreadable_row", ""),
+    ]
+    assert refusals[0].detail == "column Edema is none of 1, 0, -1 and empty"
+    assert refusals[2].path == "mimic-cxr-2.0.0-metadata.csv.gz, line 2"
+    assert [item.pair_id for item in items] == [image.dicom for image in images[6:]]
+
+
+# Splits.
+
+
+def test_an_image_without_a_split_is_refused_and_one_of_its_own_is_seen(tmp_path: Path) -> None:
+    images = sample_images()
+    root = write_mimic(tmp_path / "mimic")
+    rows = [f"{image.dicom},{image.study},{image.subject},{image.split}" for image in images[2:]]
+    rows[1] = rows[1].replace("train", "test")
+    write_gzip(root / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id,study_id,subject_id,split", *rows, ",,,"])
+    items, refusals = built(root)
+    assert [item.split for item in items[:2]] == ["train", "test"]
+    assert [(r.reason, r.pair_id) for r in refusals] == [
+        ("wrong_type", ""),
+        ("unknown_split", images[0].dicom),
+        ("unknown_split", images[1].dicom),
+    ]
+    refused = [
+        entry for entry in checked_items(build_source("mimic_cxr", root)) if isinstance(entry, Rejection)
+    ]
+    torn = {image.dicom for image in images[2:4]}
+    assert torn == {r.pair_id for r in refused if r.reason == "patient_in_two_splits"}
+
+
+# Images that are not there.
+
+
+def test_of_a_partial_download_every_image_that_is_absent_is_one_missing_image(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    shutil.rmtree(root / "files" / "p11")
+    shutil.rmtree(root / "files" / "p10" / "p10000764")
+    images = sample_images()
+    items, refusals = built(root)
+    assert [item.pair_id for item in items] == [image.dicom for image in images[:4]]
+    assert [(r.pair_id, r.path, r.reason) for r in refusals] == [
+        (image.dicom, image.path, "missing_image") for image in images[4:]
+    ]
+
+
+def test_a_file_missing_in_a_folder_that_is_there_is_found_when_it_is_loaded(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    first, second, *_ = sample_images()
+    (root / first.path).unlink()
+    (root / second.path).write_bytes(b"")
+    source = build_source("mimic_cxr", root)
+    items, refusals = listed(source)
+    assert not refusals
+    with pytest.raises(FileNotFoundError) as caught:
+        source.load_image(items[0])
+    assert image_problem(caught.value) == ("missing_image", "")
+    assert source.load_image(items[1]) == b""
+    shutil.rmtree(root / "files" / "p10" / "p10000032")
+    with pytest.raises(FileNotFoundError):
+        source.load_image(items[2])
+
+
+def test_files_that_no_table_names_are_left_out(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    before = built(root)
+    extra = Image(10000032, 50414267, "unlisted"), Image(19999999, 59999999, "stranger")
+    write_images(root, list(extra))
+    (root / sample_images()[0].folder / "index.html").write_text("<html></html>")
+    assert built(root) == before
+
+
+def test_no_file_is_asked_for_while_images_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = build_source("mimic_cxr", write_mimic(tmp_path / "mimic"))
+    asked: list[str] = []
+    folders = ArchiveFolder.folders
+
+    def counted(self: ArchiveFolder, folder: str = "") -> list[str]:
+        asked.append(folder)
+        return folders(self, folder)
+
+    def refused(*_: Any) -> bytes:
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(ArchiveFolder, "folders", counted)
+    monkeypatch.setattr(ArchiveFolder, "read", refused)
+    assert len(listed(source)[0]) == 16
+    assert asked == ["files/p10", "files/p11"]
+
+
+# Reports.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reports_are_the_same_wherever_they_lie(tmp_path: Path, layout: Any) -> None:
+    root = write_mimic(tmp_path / layout, layout)
+    items, refusals = built(root)
+    texts = report_texts(sample_images())
+    assert not refusals
+    assert [item.report for item in items] == [
+        texts[f"files/p{item.patient_id[:2]}/p{item.patient_id}/s{item.study_id}.txt"] for item in items
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_reports_of_a_folder_are_read_by_study_without_the_images(tmp_path: Path, layout: Any) -> None:
+    folder = ArchiveFolder.open(write_mimic(tmp_path / "mimic", layout))
+    reports = find_reports(folder)
+    assert reports is not None
+    assert pickle.loads(pickle.dumps(reports)) == reports
+    with reports.opened() as reader:
+        for name, text in report_texts(sample_images()).items():
+            _, _, patient, study = name.removesuffix(".txt").split("/")
+            assert reader.text(patient[1:], study[1:]) == text
+        assert reader.text("10000032", "59999999") is None
+
+
+def test_a_folder_without_reports_has_none(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    assert find_reports(ArchiveFolder.open(root / "files")) is None
+
+
+def text_of(number: int) -> str:
+    return list(report_texts(sample_images()).values())[number - 1]
+
+
+def test_a_study_without_a_report_is_refused_or_taken_without_one(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    texts = report_texts(sample_images())
+    write_report_zip(root / "mimic-cxr-reports.zip", dict(list(texts.items())[1:]))
+    items, refusals = built(root)
+    assert len(items) == 14
+    assert [(r.pair_id, r.reason, r.detail) for r in refusals] == [
+        (image.dicom, "empty_report", "the study has no report file") for image in sample_images()[:2]
+    ]
+    items, refusals = built(root, "reports=optional")
+    assert not refusals
+    assert [item.report for item in items[:2]] == ["", ""]
+    assert not any(item.report == "" for item in items[2:])
+
+
+def test_images_and_labels_alone_are_taken_only_when_that_is_said(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    (root / "mimic-cxr-reports.zip").unlink()
+    with pytest.raises(UserError, match=r"neither mimic-cxr-reports\.zip nor") as caught:
+        build_source("mimic_cxr", root)
+    assert "--min-words 0" in str(caught.value.hint)
+    source = build_source("mimic_cxr", root, ("reports=optional",))
+    assert not source.reports_expected
+    assert checked_items(source) == listed(source)[0]
+    assert len(listed(source)[0]) == 16
+
+
+@pytest.mark.parametrize("layout", ["zip", "folder"])
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html>\n<html><title>Log in</title></html>", "a web page"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "not text in UTF-8"),
+        ("FINDINGS: Clear.".encode("utf-16"), "not text in UTF-8"),
+        (bytes(range(128, 256)) * 4, "not text in UTF-8"),
+        (b"x" * (MAX_REPORT_BYTES + 1), f"{MAX_REPORT_BYTES + 1} bytes, the limit is {MAX_REPORT_BYTES}"),
+    ],
+)
+def test_what_is_no_report_never_becomes_one(
+    tmp_path: Path, layout: Any, content: bytes, detail: str
+) -> None:
+    root = write_mimic(tmp_path / "mimic", layout)
+    name = next(iter(report_texts(sample_images())))
+    if layout == "zip":
+        texts: dict[str, Any] = {**report_texts(sample_images()), name: content}
+        write_report_zip(root / "mimic-cxr-reports.zip", texts)
+    else:
+        (root / "mimic-cxr-reports" / name).write_bytes(content)
+    items, refusals = built(root)
+    assert len(items) == 14
+    assert [(r.reason, r.detail) for r in refusals] == [("unreadable_report", detail)] * 2
+    assert [r.pair_id for r in refusals] == [image.dicom for image in sample_images()[:2]]
+    assert all("50414267" in r.path for r in refusals)
+
+
+def test_damaged_members_and_links_of_the_zip_are_refused_and_the_others_kept(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    names = list(report_texts(sample_images()))
+    link = zipfile.ZipInfo(names[1])
+    link.external_attr = 0o120777 << 16
+    file = root / "mimic-cxr-reports.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(names[0], "\0" * (1 << 23))
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr(f"../{names[2]}", "FINDINGS: From elsewhere.")
+        for name in names[3:]:
+            archive.writestr(name, report_texts(sample_images())[name])
+        archive.writestr(f"__MACOSX/{names[4].replace('/s', '/._s')}", b"\0\5\x16\7")
+    items, refusals = built(root)
+    assert [item.report for item in items] == [text_of(1 + number) for number in range(3, 8) for _ in "fl"]
+    assert [r.detail for r in refusals[::2]] == [
+        f"{1 << 23} bytes, the limit is {MAX_REPORT_BYTES}",
+        "the member is no regular file",
+        "the member's name leads out of the archive",
+    ]
+    assert {r.reason for r in refusals} == {"unreadable_report"}
+
+
+def test_an_unpacked_report_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic", "folder")
+    (tmp_path / "secret.txt").write_text("FINDINGS: Of another place.")
+    file = root / "mimic-cxr-reports" / next(iter(report_texts(sample_images())))
+    file.unlink()
+    file.symlink_to(tmp_path / "secret.txt")
+    _, refusals = built(root)
+    assert {(r.reason, r.detail) for r in refusals} == {("unreadable_report", "a link leads out of the root")}
+
+
+def test_empty_reports_are_refused_by_the_usual_checks_and_foreign_letters_kept(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    texts: dict[str, Any] = report_texts(sample_images())
+    names = list(texts)
+    texts[names[0]] = "                                 FINAL REPORT\n \n ___\n"
+    texts[names[1]] = ""
+    texts[names[2]] = " FINAL REPORT\n INDICATION:  ___F with cough\n"
+    texts[names[3]] = "FINDINGS: Größe \N{DEGREE SIGN}, " + "clear lungs, " * 9
+    texts[names[4]] = b"IMPRESSION: No " + b"\xff" + b" pneumonia, clear lungs."
+    write_report_zip(root / "mimic-cxr-reports.zip", texts)
+    found = checked_items(build_source("mimic_cxr", root))
+    assert [entry.reason for entry in found if isinstance(entry, Rejection)] == [
+        *["nothing_described"] * 2,
+        *["empty_report"] * 2,
+        *["nothing_described"] * 2,
+    ]
+    kept = [entry for entry in found if isinstance(entry, Item)]
+    assert kept[0].report == texts[names[3]]
+    assert kept[2].report == "IMPRESSION: No \N{REPLACEMENT CHARACTER} pneumonia, clear lungs."
+
+
+def test_a_wet_read_is_kept_in_the_text_and_out_of_the_findings(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic", images=[Image(10000032, 50414267, dicom_id(1))])
+    text = (
+        " WET READ: ___ ___ ___ 10:15 PM\n  Perhaps a small effusion.\n ______________________________\n"
+        "                                 FINAL REPORT\n INDICATION:  Cough.\n\n"
+        " FINDINGS:  The lungs are clear.\n\n IMPRESSION:  No effusion.\n"
+    )
+    write_report_zip(root / "mimic-cxr-reports.zip", {"files/p10/p10000032/s50414267.txt": text})
+    ((item,), _) = built(root)
+    assert item.report == text
+    assert resolve_sections(item) == ("The lungs are clear.", "No effusion.")
+
+
+# Where things lie.
+
+
+@pytest.mark.parametrize("depth", ["", "physionet.org", "physionet.org/files", "mirror/mimic-cxr-jpg/2.1.0"])
+def test_the_root_may_be_any_folder_above(tmp_path: Path, depth: str) -> None:
+    if depth.startswith("physionet"):
+        root = write_mimic(tmp_path / "mimic", "wget") / depth
+    else:
+        write_mimic(tmp_path / "mimic" / depth)
+        root = tmp_path / "mimic"
+    source = build_source("mimic_cxr", root)
+    items, refusals = listed(source)
+    assert (len(items), len(refusals)) == (16, 0)
+    assert source.load_image(items[0]).startswith(b"\xff\xd8")
+
+
+def test_reports_beside_the_root_or_at_an_address_are_named(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic", "wget")
+    jpg = root / "physionet.org" / "files" / "mimic-cxr-jpg" / "2.0.0"
+    reports = root / "physionet.org" / "files" / "mimic-cxr" / "2.0.0" / "mimic-cxr-reports.zip"
+    wanted = [item.report for item in built(root)[0]]
+    for given in ("../../mimic-cxr/2.0.0/mimic-cxr-reports.zip", str(reports), f"file://{reports}"):
+        assert [item.report for item in built(jpg, f"report_files={given}")[0]] == wanted
+    write_mimic(tmp_path / "other", "folder")
+    for given in ("../other/mimic-cxr-reports", "../other/mimic-cxr-reports/files"):
+        source = build_source("mimic_cxr", root, (f"report_files={given}",))
+        assert [item.report for item in listed(source)[0]] == wanted
+    for given in ("nowhere.zip", "physionet.org", str(jpg / "mimic-cxr-2.0.0-split.csv.gz")):
+        with pytest.raises(UserError, match=r"report_files: .* is neither a zip nor a folder of reports"):
+            build_source("mimic_cxr", root, (f"report_files={given}",))
+
+
+def test_what_is_there_twice_is_said_and_the_zip_wins(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic", "folder")
+    write_report_zip(
+        root / "mimic-cxr-reports.zip",
+        dict.fromkeys(report_texts(sample_images()), "IMPRESSION: Of the zip."),
+    )
+    write_tables(root / "tables" / "2.0.0", sample_images())
+    source = build_source("mimic_cxr", root)
+    assert "not read, although there: tables in tables/2.0.0, reports in mimic-cxr-reports/files" in (
+        source.assumptions()
+    )
+    assert {item.report for item in listed(source)[0]} == {"IMPRESSION: Of the zip."}
+
+
+def test_tables_that_were_unpacked_are_read_too(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    wanted = built(root)
+    for kind in ("metadata", "split", "chexpert", "negbio"):
+        file = root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    assert built(root) == wanted
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_archive_in_a_bucket_is_listed_as_on_a_disk(
+    tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_mimic(tmp_path / "mimic", layout)
+    wanted = built(root)
+    bucket = ArchiveFolder(pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem()), "/", "s3://bucket")
+    monkeypatch.setattr(ArchiveFolder, "open", lambda location: bucket)
+    source = MimicCxrSource.resolve("s3://bucket")
+    assert listed(source) == wanted
+    fourth = wanted[0][3]
+    assert pickle.loads(pickle.dumps(source)).load_image(fourth) == (root / fourth.path).read_bytes()
+
+
+def test_the_order_of_folders_and_processes_changes_nothing(tmp_path: Path) -> None:
+    first = built(write_mimic(tmp_path / "a"))[0]
+    images = sample_images()
+    other = tmp_path / "b"
+    write_images(other, images[::-1])
+    write_mimic(other)
+    for number, image in enumerate(images):
+        (other / image.path).write_bytes(encoded(grey_pixels(number, 80 + number % 3), "JPEG"))
+    assert pack_items(built(other)[0]) == pack_items(first)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda root: (root / "mimic-cxr-2.0.0-metadata.csv.gz").unlink(),
+            "holds no mimic-cxr-2.0.0-metadata",
+        ),
+        (lambda root: shutil.rmtree(root / "files"), "holds no images such as files/p10"),
+        (
+            lambda root: [file.rename(file.with_suffix(".dcm")) for file in root.rglob("*.jpg")],
+            "holds DICOM files and no JPEG",
+        ),
+        (
+            lambda root: write_gzip(root / "mimic-cxr-2.0.0-metadata.csv.gz", ["a,b", "1,2"]),
+            "no column 'dicom_id'",
+        ),
+        (
+            lambda root: write_gzip(root / "mimic-cxr-2.0.0-chexpert.csv.gz", ["subject_id,study_id", "1,2"]),
+            "has no column of findings",
+        ),
+        (
+            lambda root: (root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(
+                (root / "mimic-cxr-2.0.0-split.csv.gz").read_bytes()[:-20]
+            ),
+            "cannot be read to its end",
+        ),
+        (
+            lambda root: (root / "mimic-cxr-reports.zip").write_bytes(
+                (root / "mimic-cxr-reports.zip").read_bytes()[:-20]
+            ),
+            "is not a whole zip archive",
+        ),
+    ],
+)
+def test_an_archive_that_is_not_whole_is_one_line(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    spoil(root)
+    with pytest.raises(UserError, match=message) as caught:
+        built(root)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("layout", ["zip", "folder"])
+def test_trees_of_images_and_reports_may_be_links_to_other_disks(tmp_path: Path, layout: Any) -> None:
+    root = write_mimic(tmp_path / "mimic", layout)
+    wanted = built(root)
+    for number, place in enumerate(("files", "mimic-cxr-reports.zip", "mimic-cxr-reports/files")):
+        if (root / place).exists():
+            (root / place).rename(tmp_path / f"disk{number}")
+            (root / place).symlink_to(tmp_path / f"disk{number}")
+    source = build_source("mimic_cxr", root)
+    assert listed(source) == wanted
+    assert source.load_image(wanted[0][0]).startswith(b"\xff\xd8")
+
+
+def test_an_image_is_read_below_the_root_alone(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    (tmp_path / "outside.jpg").write_bytes(encoded(grey_pixels(1), "JPEG"))
+    file = root / sample_images()[0].path
+    file.unlink()
+    file.symlink_to(tmp_path / "outside.jpg")
+    source = build_source("mimic_cxr", root)
+    with pytest.raises(UnreadableImage) as caught:
+        source.load_image(listed(source)[0][0])
+    assert caught.value.reason == "outside_root"
