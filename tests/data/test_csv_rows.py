@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 
 from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.contract import Rejection
-from mpma.data.sources.csv_rows import MAX_CELL_CHARACTERS, CsvRow, columns_of, csv_rows
+from mpma.data.sources.csv_rows import (
+    MAX_CELL_CHARACTERS,
+    MAX_LINE_CHARACTERS,
+    CsvRow,
+    _Lines,
+    columns_of,
+    csv_rows,
+)
 from mpma.errors import UserError
 
 
@@ -84,6 +92,49 @@ def test_torn_rows_are_named_and_the_rows_beside_them_kept(tmp_path: Path) -> No
         "t.csv, line 8",
     ]
     assert told(read(tmp_path, f"id,report\n1,{long[:-1]}\n")) == [(2, "1")]
+
+
+def test_a_quote_that_never_closes_costs_its_own_row_alone(tmp_path: Path) -> None:
+    sound = "".join(f"{number},plain\n" for number in range(3, 20_000))
+    found = told(read(tmp_path, f'id,report\n1,a\n2,"torn\n{sound}'))
+    assert found[:3] == [(2, "1"), "t.csv, line 3", (4, "3")]
+    assert len(found) == 19_999
+    assert found[-1] == (20_000, "19999")
+    quoted = 'id,report\n1,"torn\n2,b\n3,"c\nd"\n4,"e, f"\n'
+    assert told(read(tmp_path, quoted)) == ["t.csv, line 2", (3, "2"), (4, "3"), (6, "4")]
+
+
+def test_a_line_without_an_end_is_passed_over_in_pieces(tmp_path: Path) -> None:
+    endless = b"0" * (MAX_LINE_CHARACTERS * 3 + 7)
+    content = b"id,report\n1,a\n" + endless + b'\n2,b\n3,"' + endless + b'"\n4,c\n' + endless
+    assert told(read(tmp_path, content)) == [
+        *((2, "1"), "t.csv, line 3", (4, "2"), "t.csv, line 5", (6, "4"), "t.csv, line 7"),
+    ]
+    with pytest.raises(UserError, match="has no column"):
+        read(tmp_path, endless)
+
+
+def test_no_table_of_torn_quotes_has_its_lines_read_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    plain = _Lines.__next__
+
+    def counted(lines: _Lines) -> str:
+        nonlocal taken
+        taken += 1
+        return plain(lines)
+
+    monkeypatch.setattr(_Lines, "__next__", counted)
+    draw = random.Random(5)
+    for pieces in (['x,"torn'], ['x,"torn', 'x,""', "x,y"], ['x,"torn', 'x,"a""b"', '"', '""', 'x,"a"b']):
+        content = "id,report\n" + "".join(draw.choice(pieces) + "\n" for _ in range(2000))
+        assert len(read(tmp_path, content)) > 100
+        assert taken < 3 * 2000
+        taken = 0
+    # One quote stands open over a whole file: all its lines are read again, once.
+    read(tmp_path, 'id,report\nx,"torn\n' + "x,y\n" * 2000)
+    assert 4000 < taken < 4010
 
 
 @pytest.mark.parametrize(
