@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -208,6 +209,17 @@ def test_labels_that_are_not_understood_are_one_line(tmp_path: Path, line: str, 
         listed(build_source("chexpert_plus", root))
     assert "\n" not in caught.value.message
     assert "canary" not in caught.value.message
+
+
+def test_a_zip_of_labels_that_holds_others_is_named(tmp_path: Path) -> None:
+    root = write_chexpert_plus(tmp_path / "plus", zipped=True)
+    with zipfile.ZipFile(root / "chexbert_labels.zip", "w") as archive:
+        archive.writestr("chexbert_labels/report_fixed.json", "")
+    with pytest.raises(UserError, match=r"chexbert_labels\.zip holds no impression_fixed\.json"):
+        listed(build_source("chexpert_plus", root))
+    assert {item.labels for item in listed(build_source("chexpert_plus", root, ["labels=report"]))[0]} == {
+        None
+    }
 
 
 def test_without_labels_nothing_is_labelled_and_that_is_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from source_samples import write_nih14
+from source_samples import in_a_bucket, write_nih14
 
 from mpma.data.sources import build_source
 from mpma.data.sources.contract import Item, Rejection
@@ -100,6 +100,15 @@ def test_ages_of_the_first_edition_are_read(tmp_path: Path) -> None:
     replaced(root / "Data_Entry_2017.csv", ",51,M,", ",011M,M,")
     replaced(root / "Data_Entry_2017.csv", ",52,M,", ",?,M,")
     assert [item.extra["age"] for item in listed(root)[0][:4]] == [58, 0, None, 53]
+
+
+def test_an_archive_in_a_bucket_reads_the_same(tmp_path: Path) -> None:
+    here = build_source("nih14", write_nih14(tmp_path / "nih"))
+    there = in_a_bucket(here)
+    assert list(there.items()) == list(here.items())
+    for item in here.items():
+        assert isinstance(item, Item)
+        assert there.load_image(item) == here.load_image(item)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def _nih14(root: str | None, options: Nih14Options) -> Source:
     from mpma.data.sources.nih14 import Nih14Source
 
     assert root is not None
-    return Nih14Source.resolve(Path(root), options)
+    return Nih14Source.resolve(root, options)
 
 
 def _padchest(root: str | None, options: PadchestOptions) -> Source:
@@ -253,6 +253,7 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the NIH ChestX-ray14 folder with Data_Entry_2017_v2020.csv and images/ or images_001/ ...",
             Nih14Options,
             _nih14,
+            remote=True,
         ),
         "vqamed2019": SourceKind(
             "vqamed2019",

@@ -15,7 +15,7 @@ of the published 1024 x 1024 files, and an image without a box has null: boxes w
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,11 @@ import pyarrow as pa
 
 from mpma.data.hashing import keyed_hash
 from mpma.data.quality import is_missing
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import Nih14Options
 from mpma.data.sources.contract import Item, Rejection
-from mpma.data.sources.paths import lexically_inside, read_inside
+from mpma.data.sources.csv_rows import CsvRow, columns_of, csv_rows, described
+from mpma.data.sources.paths import lexically_inside
 from mpma.data.sources.values import as_labels, as_text, as_view
 from mpma.data.splits import draw
 from mpma.errors import UserError
@@ -39,6 +41,7 @@ BOX_TABLE: Final = "BBox_List_2017.csv"
 MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 
 _REQUIRED: Final = ("Image Index", "Finding Labels", "Patient ID")
+_OPTIONAL: Final = ("Follow-up #", "Patient Age", "Patient Gender", "Patient Sex", "View Position")
 _BOX_TYPE: Final = pa.struct([("label", pa.string()), *((side, pa.float32()) for side in "xywh")])
 _EXTRA: Final = pa.schema(
     [
@@ -56,10 +59,10 @@ _PUBLIC: Final = b"nih14 validation patients"
 
 @dataclass(frozen=True)
 class Nih14Source:
-    """ChestX-ray14 below `root`; `resolve` finds what the folder holds."""
+    """ChestX-ray14 below a root; `resolve` finds what the folder holds."""
 
-    root: Path
-    table: Path
+    archive: ArchiveFolder
+    table: str
     folders: tuple[str, ...]
     """Folders of images, relative to the root."""
     options: Nih14Options
@@ -72,31 +75,26 @@ class Nih14Source:
 
     @classmethod
     def resolve(cls, root: str | Path, options: Nih14Options | None = None) -> Nih14Source:
-        """Find table, images and lists below `root`. Raises `UserError` naming what was looked for."""
+        """Find table, images and lists at a path or a URI. Raises `UserError` naming what was looked for."""
         options = options or Nih14Options()
-        base = Path(root)
-        table = _find_table(base, options.table)
-        folders = _image_folders(base, options.images)
-        files = sum(len(_images_in(base / folder)) for folder in folders)
+        archive = ArchiveFolder.open(root)
+        table = _find_table(archive, options.table)
+        folders = _image_folders(archive, options.images)
+        files = sum(len(_images_in(archive, folder)) for folder in folders)
         if not files:
             raise UserError(
-                f"{base} holds no PNG images, neither in images/ nor in images_001/images/ and the like",
+                f"{root} holds no PNG images, neither in images/ nor in images_001/images/ and the like",
                 "unpack the publisher's images_001.tar.gz and so on, or name the folder: --set images=FOLDER",
             )
-        header, _ = _open_table(table)
-        missing = [name for name in _REQUIRED if name not in header]
-        if missing:
-            raise UserError(
-                f"{table} has no column {missing[0]!r}", f"its columns are {', '.join(filter(None, header))}"
-            )
-        lists = tuple(name for name in (TRAIN_VAL_LIST, TEST_LIST) if (base / name).is_file())
+        columns_of(archive, table, _REQUIRED)
+        lists = tuple(name for name in (TRAIN_VAL_LIST, TEST_LIST) if archive.has_file(name))
         if options.splits == "ignore":
             lists = ()
-        return cls(base, table, folders, options, lists, (base / BOX_TABLE).is_file(), files)
+        return cls(archive, table, folders, options, lists, archive.has_file(BOX_TABLE), files)
 
     def assumptions(self) -> list[str]:
         lines = [
-            f"labels are read from {self.table.name}; `No Finding` is the empty list",
+            f"labels are read from {self.table}; `No Finding` is the empty list",
             f"{self.image_files} image files in {', '.join(folder or '.' for folder in self.folders)}; "
             "those without a row in the table are left out",
             "there are no reports: this set serves evaluation, not pre-training",
@@ -117,15 +115,14 @@ class Nih14Source:
 
     def items(self) -> Iterator[Item | Rejection]:
         place = self._places()
-        lists = {name: _read_list(self.root / name) for name in self.split_lists}
-        boxes = _read_boxes(self.root / BOX_TABLE) if self.has_boxes else {}
+        lists = {name: _read_list(self.archive, name) for name in self.split_lists}
+        boxes = _read_boxes(self.archive) if self.has_boxes else {}
         listed: set[str] = set()
-        _, rows = _open_table(self.table)
-        for number, row in enumerate(rows, start=2):
-            where = f"{self.table.name}, line {number}"
-            if None in row or None in row.values():
-                yield Rejection(where, "", "unreadable_row", "another number of cells than the header")
+        for row in csv_rows(self.archive, self.table, _REQUIRED, _OPTIONAL):
+            if isinstance(row, Rejection):
+                yield row
                 continue
+            where = described(self.table, row.line)
             image = as_text(row["Image Index"])
             listed.add(image)
             if not image:
@@ -133,17 +130,17 @@ class Nih14Source:
             elif not lexically_inside(image):
                 yield Rejection(where, image, "outside_root", "the image's name leads elsewhere")
             elif image not in place:
-                yield Rejection(image, image, "missing_image", f"listed in {self.table.name}")
+                yield Rejection(image, image, "missing_image", f"listed in {self.table}")
             elif is_missing(row["Patient ID"]):
                 yield Rejection(place[image], image, "missing_patient", where)
             else:
                 yield self._item(image, place[image], row, lists, boxes)
         for image in boxes:
             if image not in listed:
-                yield Rejection(BOX_TABLE, image, "missing_image", f"not in {self.table.name}")
+                yield Rejection(BOX_TABLE, image, "missing_image", f"not in {self.table}")
 
     def load_image(self, item: Item) -> bytes:
-        return read_inside(self.root, item.locator["file"], MAX_IMAGE_BYTES)
+        return self.archive.read(item.locator["file"], MAX_IMAGE_BYTES)
 
     def load_extra(self, item: Item) -> dict[str, Any]:
         return {}
@@ -152,7 +149,7 @@ class Nih14Source:
         self,
         image: str,
         path: str,
-        row: Mapping[str, str],
+        row: CsvRow,
         lists: Mapping[str, set[str]],
         boxes: Mapping[str, list[dict[str, Any]]],
     ) -> Item | Rejection:
@@ -160,7 +157,7 @@ class Nih14Source:
         split = self._split(image, patient, lists) if lists else None
         if lists and split is None:
             return Rejection(path, image, "unknown_split", f"in neither {' nor '.join(lists)}")
-        follow_up = as_text(row.get("Follow-up #"))
+        follow_up = as_text(row["Follow-up #"])
         return Item(
             pair_id=image,
             patient_id=patient,
@@ -171,15 +168,15 @@ class Nih14Source:
             locator={"file": path},
             findings="",
             impression="",
-            view=as_view(row.get("View Position")),
+            view=as_view(row["View Position"]),
             labels=as_labels(row["Finding Labels"], "|", ("No Finding",)),
             split=split,
             license=self.options.license,
             source=self.name,
             extra={
                 "follow_up": _whole(follow_up),
-                "age": _whole(as_text(row.get("Patient Age"))),
-                "sex": as_text(row.get("Patient Gender") or row.get("Patient Sex")) or None,
+                "age": _whole(as_text(row["Patient Age"])),
+                "sex": as_text(row["Patient Gender"] or row["Patient Sex"]) or None,
                 "boxes_1024": boxes.get(image),
             },
         )
@@ -198,87 +195,69 @@ class Nih14Source:
         """Image to path relative to the root; of two files of one name the first folder's counts."""
         found: dict[str, str] = {}
         for folder in self.folders:
-            for name in _images_in(self.root / folder):
+            for name in _images_in(self.archive, folder):
                 found.setdefault(name, f"{folder}/{name}" if folder else name)
         return found
 
 
-def _find_table(base: Path, given: str | None) -> Path:
-    if not base.is_dir():
-        raise UserError(f"{base} is not a folder", f"the root of nih14 is the folder that holds {TABLES[0]}")
+def _find_table(archive: ArchiveFolder, given: str | None) -> str:
     candidates = TABLES if given is None else (given,)
-    for name in candidates:
-        if (base / name).is_file():
-            return base / name
+    found = archive.first_file(*candidates)
+    if found is not None:
+        return found
     wanted = " nor ".join(candidates)
     raise UserError(
-        f"{base} holds no table of labels: {'neither ' if given is None else 'no '}{wanted}",
+        f"{archive.location} holds no table of labels: {'neither ' if given is None else 'no '}{wanted}",
         "download it from nihcc.app.box.com/v/ChestXray-NIHCC, or name it: --set table=FILE",
     )
 
 
-def _image_folders(base: Path, given: str | None) -> tuple[str, ...]:
+def _image_folders(archive: ArchiveFolder, given: str | None) -> tuple[str, ...]:
     if given is not None:
-        if not (base / given).is_dir():
-            raise UserError(f"images: {base / given} is not a folder", f"images is relative to {base}")
+        if not archive.has_folder(given):
+            raise UserError(
+                f"images: {archive.described(given)} is not a folder",
+                f"images is relative to {archive.location}",
+            )
         return (given,)
-    parts = sorted(entry.name for entry in base.glob("images_*") if entry.is_dir())
+    parts = [name for name in archive.folders() if name.startswith("images_")]
     candidates = ["images", *(folder for part in parts for folder in (f"{part}/images", part)), ""]
-    return tuple(name for name in candidates if (base / name).is_dir() and _images_in(base / name))
+    return tuple(folder for folder in candidates if _images_in(archive, folder))
 
 
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(".png"))
+def _images_in(archive: ArchiveFolder, folder: str) -> list[str]:
+    return [name for name in archive.names(folder) if name.lower().endswith(".png")]
 
 
-def _open_table(table: Path) -> tuple[list[str], Iterator[dict[str, str]]]:
-    """Header and rows of a CSV, a few in memory at a time."""
-    rows = _dictionaries(table)
-    header = next(rows, {})
-    return list(header), rows
+def _read_list(archive: ArchiveFolder, name: str) -> set[str]:
+    with archive.stream(name) as stream:
+        try:
+            return {line.strip() for line in io.TextIOWrapper(stream, encoding="utf-8") if line.strip()}
+        except UnicodeDecodeError:
+            raise UserError(f"{archive.described(name)} is not a readable list of images") from None
 
 
-def _dictionaries(table: Path) -> Iterator[dict[str, str]]:
-    """First the header as a row of its own names, then every row."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            yield {name: name for name in reader.fieldnames or ()}
-            yield from reader
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{table} is not a readable CSV ({type(error).__name__})") from None
-
-
-def _read_list(file: Path) -> set[str]:
-    try:
-        return {line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is not a readable list of images ({type(error).__name__})") from None
-
-
-def _read_boxes(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Image to its boxes. The published header gives `Bbox [x,y,w,h]` four columns by its own commas."""
+def _read_boxes(archive: ArchiveFolder) -> dict[str, list[dict[str, Any]]]:
+    """Image to its boxes, read by place: the published header has other cells than the rows, since it gives
+    `Bbox [x,y,w,h]` four columns by its own commas."""
     found: dict[str, list[dict[str, Any]]] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.reader(stream)
+    with archive.stream(BOX_TABLE) as stream:
+        rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        try:
             next(rows, None)
-            for number, cells in enumerate(rows, start=2):
-                if not any(cells):
-                    continue
-                try:
+            for cells in rows:
+                if any(cells):
                     image, label, *sides = cells[:6]
                     x, y, width, height = map(float, sides)
-                except ValueError:
-                    raise UserError(
-                        f"{file}, line {number}: not an image, a label and four numbers",
-                        "fetch the file again, or move it away to go on without boxes",
-                    ) from None
-                box = {"label": _BOX_LABELS.get(label, label), "x": x, "y": y, "w": width, "h": height}
-                found.setdefault(image.strip(), []).append(_as_stored(box))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UserError(f"{file} is not a readable CSV ({type(error).__name__})") from None
+                    box = {"label": _BOX_LABELS.get(label, label), "x": x, "y": y, "w": width, "h": height}
+                    found.setdefault(image.strip(), []).append(_as_stored(box))
+        except (ValueError, csv.Error):
+            # A wrong encoding is a ValueError too.
+            line = described(archive.described(BOX_TABLE), rows.line_num)
+            raise UserError(
+                f"{line}: not an image, a label and four numbers",
+                "fetch the file again, or move it away to go on without boxes",
+            ) from None
     return found
 
 
