@@ -33,7 +33,7 @@ BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 MAX_DEPTH: Final = 64
 """Deepest nesting of sequences that is walked; a radiograph's header has three or four levels."""
-MAX_STEPS: Final = 500_000
+MAX_STEPS: Final = 200_000
 """Most elements that are looked at before the pixels; a radiograph's header has some hundred."""
 MAX_VALUE_BYTES: Final = 2 * 1024 * 1024
 """Longest element that is handed to pydicom: several lookup tables of 65,536 entries."""

@@ -3,10 +3,10 @@
 Decisions: a file of several frames is no radiograph but a film or a stack of slices, and is refused rather
 than represented by its first; what the header leaves out is taken as most files have it (one sample,
 unsigned, all allocated bits in use), but sizes and bits are not guessed. One decoder is named for each kind
-of compression: Pillow where it knows the kind, being the one that is maintained for hostile files, and GDCM
-for lossless JPEG and JPEG-LS. Colour comes as RGB. Bits that are not the pixel's (old overlays, and
-whatever the writer left there) are cut away; if they can be neither, the header is not to be trusted and
-the file is refused.
+of compression: Pillow where it knows the kind, being the one that is maintained for hostile files, and
+GDCM, in a process of its own, for lossless JPEG and JPEG-LS. Colour comes as RGB. Bits that are not the
+pixel's (old overlays, and whatever the writer left there) are cut away; if they can be neither, the header
+is not to be trusted and the file is refused.
 Pixel attributes: DICOM PS3.3, C.7.6.3; how they are packed: PS3.5, section 8.
 """
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mpma.data.dicom_codestream import read_codestream
 from mpma.data.dicom_elements import FLOAT_PIXELS, PIXEL_DATA, DicomFile
+from mpma.data.dicom_gdcm import decode_by_gdcm
 from mpma.data.dicom_rle import unpack_rle
 from mpma.data.sources.contract import UnreadableImage
 
@@ -42,7 +43,8 @@ _BY_PILLOW: Final = (
     "1.2.840.10008.1.2.4.90",
     "1.2.840.10008.1.2.4.91",
 )
-_OVERLAY_BIT: Final = 0x0102
+_OVERLAYS: Final = 0x60
+"""First byte of the groups of overlays."""
 _TORN_WORDS: Final = ("truncated", "less than expected", "broken data stream", "end of")
 
 
@@ -92,7 +94,7 @@ def describe_pixels(file: DicomFile, dataset: Any, max_pixels: int) -> Pixels:
         raise UnreadableImage("unsupported_pixels", f"{stored} bits from bit {shift} in {allocated}")
     if samples != (1 if grey else 3) or (not grey and allocated == 32):
         raise UnreadableImage("unsupported_pixels", f"{samples} samples of {allocated} bits")
-    overlays = any(tag & 0xFFFF == _OVERLAY_BIT and _overlay_bit(dataset, tag) for tag in file.elements)
+    overlays = any(tag >> 24 == _OVERLAYS and _overlay_bit(dataset, tag) for tag in file.elements)
     signed = whole_number(dataset, "PixelRepresentation") == 1
     planar = whole_number(dataset, "PlanarConfiguration") or 0
     return Pixels(
@@ -159,7 +161,8 @@ def _native(file: DicomFile, pixels: Pixels) -> Stored:
         raise UnreadableImage(
             "truncated_image", f"{len(data)} bytes of pixels, which end before their length"
         )
-    return _decoded(decoder, data, "", pixels, pixel_vr=element.vr.decode("ascii") or "OW", view_only=True)
+    native = {"pixel_vr": element.vr.decode("ascii") or "OW", "view_only": True}
+    return _unsigned(_decoded(decoder, data, "", {**_options(pixels), **native}))
 
 
 def _compressed(file: DicomFile, pixels: Pixels) -> Stored:
@@ -194,29 +197,32 @@ def _compressed(file: DicomFile, pixels: Pixels) -> Stored:
         )
     if plugin == "pillow" and picture.bits > 8 and (pixels.samples > 1 or not _is_jpeg_2000(syntax)):
         raise UnreadableImage("unsupported_compression", f"{_uid(syntax)} of {picture.bits} bits")
-    return _decoded(decoder, source, plugin, pixels)
+    if plugin == "gdcm":
+        return _unsigned(decode_by_gdcm(syntax, _options(pixels), source))
+    return _unsigned(_decoded(decoder, source, plugin, _options(pixels)))
 
 
-def _decoded(decoder: Any, source: Any, plugin: str, pixels: Pixels, **options: Any) -> Stored:
+def _options(pixels: Pixels) -> dict[str, Any]:
+    """pydicom's decoding options."""
+    return {
+        "rows": pixels.rows,
+        "columns": pixels.columns,
+        "samples_per_pixel": pixels.samples,
+        "bits_allocated": pixels.bits_allocated,
+        "bits_stored": pixels.bits_stored,
+        "pixel_representation": int(pixels.signed),
+        "photometric_interpretation": pixels.photometric,
+        "planar_configuration": pixels.planar,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+        "allow_excess_frames": False,
+        "correct_unused_bits": False,
+    }
+
+
+def _decoded(decoder: Any, source: Any, plugin: str, options: dict[str, Any]) -> NDArray[Any]:
     try:
-        values, _ = decoder.as_array(
-            source,
-            index=0,
-            decoding_plugin=plugin,
-            rows=pixels.rows,
-            columns=pixels.columns,
-            samples_per_pixel=pixels.samples,
-            bits_allocated=pixels.bits_allocated,
-            bits_stored=pixels.bits_stored,
-            pixel_representation=int(pixels.signed),
-            photometric_interpretation=pixels.photometric,
-            planar_configuration=pixels.planar,
-            number_of_frames=1,
-            pixel_keyword="PixelData",
-            allow_excess_frames=False,
-            correct_unused_bits=False,
-            **options,
-        )
+        values, _ = decoder.as_array(source, index=0, decoding_plugin=plugin, **options)
     except MemoryError:
         raise UnreadableImage("too_large", "does not fit in memory") from None
     except Exception as error:  # decoders report damage in many ways, and quote what they met
@@ -224,8 +230,11 @@ def _decoded(decoder: Any, source: Any, plugin: str, pixels: Pixels, **options: 
         raise UnreadableImage(
             "truncated_image" if torn else "unreadable_image", type(error).__name__
         ) from None
-    array = np.asarray(values)
-    return array.view(f"{array.dtype.byteorder}u{array.dtype.itemsize}")
+    return np.asarray(values)
+
+
+def _unsigned(values: NDArray[Any]) -> Stored:
+    return values.view(f"{values.dtype.byteorder}u{values.dtype.itemsize}")
 
 
 def _run_lengths(frame: bytes, pixels: Pixels) -> Stored:

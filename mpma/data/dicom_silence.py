@@ -1,11 +1,10 @@
-"""What pydicom and GDCM say while a file is read, kept from every log and terminal.
+"""What pydicom says while a file is read, kept from every log and terminal.
 
-Decisions: their warnings and log records quote the values of tags, which name patients, so nothing they say
+Decisions: its warnings and log records quote the values of tags, which name patients, so nothing it says
 while this software reads a file goes anywhere; what matters of it is a reason code. Python's own way of
 silencing warnings for a while changes the whole process and is not safe with threads, so one filter is put
 in front once, and it matches only in a thread that is reading at that moment: whoever uses pydicom
-beside this software still hears it. GDCM writes to the terminal from C++, for the whole process, and is
-silenced for good.
+beside this software still hears it. What GDCM prints goes nowhere either (`mpma.data.dicom_gdcm`).
 """
 
 from __future__ import annotations
@@ -28,8 +27,11 @@ _HERE: Final = _Here()
 class _WhileReading:
     """Stands where a warning filter has its pattern of modules: fits all of them, while this thread reads."""
 
+    # Held here, since warnings are still given when the interpreter has begun to take modules apart.
+    here = _HERE
+
     def match(self, module: str) -> bool:
-        return _HERE.depth > 0
+        return self.here.depth > 0
 
 
 class _NotWhileReading(logging.Filter):
@@ -57,13 +59,6 @@ def silence_libraries() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name == "pydicom" or name.startswith("pydicom."):
             logging.getLogger(name).addFilter(_RECORDS)
-    try:
-        import gdcm
-    except ImportError:  # the kinds of compression that need it are refused by name
-        return
-    gdcm.Trace.DebugOff()
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
 
 
 def _put_in_front() -> None:
