@@ -67,8 +67,6 @@ def main(
         bool, typer.Option("--check", help="Check model, data and place without a cluster, and end.")
     ] = False,
 ) -> None:
-    # Vectors tell something about patients: they are for their owner alone.
-    os.umask(0o077)
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     from orchestration import embedding
 

@@ -23,6 +23,7 @@ from mpma.data.storage import TEMPORARY_SUFFIX, Storage, open_storage
 from mpma.errors import JobError, UserError
 from mpma.training.run_directory import RunDirectory, hold
 from orchestration import cluster
+from orchestration.defects import told
 from orchestration.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def _failure(part: Part, error: Exception, logs: str) -> UserError:
     if isinstance(cause, UserError):
         return type(cause)(f"{where}: {cause.message}", cause.hint)
     return JobError(
-        f"{where}: {type(cause or error).__name__}",
+        f"{where}: {told(error)}",
         f"Ray's logs are in {logs}; the same command goes on from the parts that are whole",
     )
 

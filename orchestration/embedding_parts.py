@@ -28,6 +28,7 @@ from mpma.data.rows import encoded_images
 from mpma.data.storage import HashingSink, Storage, open_storage
 from mpma.embedding import KINDS, OF_THE_IMAGE, OF_THE_TEXT, embed_batch, widths
 from mpma.errors import UserError
+from orchestration.defects import without_values
 
 if TYPE_CHECKING:
     from mpma.loading import LoadedModel
@@ -116,6 +117,7 @@ def new_table(sink: HashingSink, columns: pa.Schema) -> Iterator[pq.ParquetWrite
     writer.close()
 
 
+@without_values
 def make_part(plan: EmbedPlan, part: Part) -> int:
     """Embed a part and write it; return its rows. Runs in a Ray task. Raises `UserError` and `JobError`."""
     os.umask(0o077)

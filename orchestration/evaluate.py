@@ -114,8 +114,6 @@ def main(
         bool, typer.Option("--forecast", help="Forecast jobs, time and disk from measured steps, and end.")
     ] = False,
 ) -> None:
-    # What is measured on confidential pairs is for its owner alone.
-    os.umask(0o077)
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     if compare is not None:
         from orchestration.evaluation import comparing

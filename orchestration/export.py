@@ -5,7 +5,6 @@ Heavy imports stand inside functions, so that --help answers at once.
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -48,8 +47,6 @@ def main(
         bool, typer.Option("--check", help="Check run, checkpoint and place, write nothing, and end.")
     ] = False,
 ) -> None:
-    # What a run learned from confidential pairs is for its owner alone.
-    os.umask(0o077)
     from orchestration import exporting
 
     request = exporting.Request(run_folder, out, step, overwrite, data, searches)

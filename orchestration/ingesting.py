@@ -5,12 +5,13 @@ the object store; Ray Data runs the tasks, as many at once as there are CPUs, on
 share the output's filesystem; what a task makes depends on its piece of the plan alone, so the dataset
 is the same however many there are. Where no Ray runs the same pieces are made here, one by one. A
 mistake of the user inside a task comes back as a row that says so, not as an exception, which Ray would
-retry and wrap.
+retry and wrap, and so does a defect of ours, which Ray Data would write into its log.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Source
 from mpma.data.storage import Storage, open_storage
 from mpma.errors import JobError, UserError
+from orchestration.defects import hold_back_library_messages, told
 
 _RESULT = pa.schema(
     [
@@ -192,13 +194,15 @@ def _on_ray(plans: list[PartPlan], maker: PartMaker) -> Iterator[tuple[str, Part
         raise JobError(
             f"a task of the ingest broke off ({type(error).__name__})",
             "run the same command again to go on from the parts that are whole; Ray's logs say more",
-        ) from error
+        ) from None
     finally:
         logger.setLevel(level)
 
 
 def _task(maker: PartMaker) -> Callable[[pa.Table], pa.Table]:
     def make(batch: pa.Table) -> pa.Table:
+        os.umask(0o077)
+        hold_back_library_messages()
         rows = []
         for values in batch.to_pylist():
             row = {"name": values["name"], "part": None, "message": None, "hint": None, "failed": False}
@@ -210,6 +214,8 @@ def _task(maker: PartMaker) -> Callable[[pa.Table], pa.Table]:
                     "hint": error.hint,
                     "failed": isinstance(error, JobError),
                 }
+            except Exception as error:
+                row |= {"message": f"a defect of this software: {told(error)}", "failed": True}
             rows.append(row)
         return pa.Table.from_pylist(rows, schema=_RESULT)
 

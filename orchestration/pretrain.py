@@ -64,8 +64,6 @@ def main(
         bool, typer.Option("--forecast", help="Forecast time, memory and disk from measured steps, and end.")
     ] = False,
 ) -> None:
-    # What a run learned from confidential pairs is for its owner alone.
-    os.umask(0o077)
     # Read when torch is imported. Threads that spin long while they wait take the cores from those that
     # decode, threads that never spin are slow to wake: 104 pairs/s with either, 120 with this (the demo).
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -24,6 +24,7 @@ from mpma.errors import JobError, UserError
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 from orchestration import cluster
+from orchestration.defects import told
 from orchestration.display import Display, MetricsTail, closing_table
 from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker, train_loop
 
@@ -209,7 +210,7 @@ def _train_in_group(
     raise_reported_error(run)
     if failure:
         raise JobError(
-            f"{run.name}: the worker group failed: {type(failure[0]).__name__}",
+            f"{run.name}: the worker group failed: {told(failure[0])}",
             f"Ray's logs are in {connection.logs}; the same command continues from the last checkpoint",
         )
     return run.finished_steps() != request.config.training.steps

@@ -3,8 +3,8 @@
 Decisions: a request is a chunk (a row group, or the part of it that one lane owns) and a task answers
 many, reading each row group once. The same function runs in Ray Data's tasks and, for the first
 batches, in the training process. A damaged shard is answered by a row that says so rather than by an
-exception: it costs no retries and prints no traceback in a worker's log. Torch is imported only where
-the task makes crops.
+exception, and a defect likewise: it costs no retries and prints no traceback in a worker's log. Torch
+is imported only where the task makes crops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from mpma.data.rows import COLLATED_COLUMNS, PIXELS_COLUMN, encoded_images
 from mpma.data.sample_order import Chunk, Rows
 from mpma.data.shards import DAMAGED_HINT, read_row_groups
 from mpma.data.storage import Storage
-from mpma.errors import UserError
+from mpma.errors import JobError, UserError
+from orchestration.defects import hold_back_library_messages, told
 
 if TYPE_CHECKING:
     from mpma.data.decoding import Cropper
@@ -32,6 +33,8 @@ PIECE_COLUMN: Final = "piece"
 
 FAILURE_COLUMN: Final = "failure"
 HINT_COLUMN: Final = "hint"
+JOB_COLUMN: Final = "job"
+"""Whether the failure is none that the user can mend."""
 
 _REQUESTS: Final = pa.schema(
     [
@@ -114,11 +117,25 @@ def read_pieces(asked: pa.Table, source: Source) -> pa.Table:
 
 
 def read_or_say_why(asked: pa.Table, source: Source) -> pa.Table:
-    """`read_pieces` for a task: a user's error comes back as one row with its message and hint."""
+    """`read_pieces` for a task: what goes wrong comes back as one row with message and hint."""
+    hold_back_library_messages()
     try:
         return read_pieces(asked, source)
     except UserError as error:
-        return pa.table({FAILURE_COLUMN: [error.message], HINT_COLUMN: [error.hint or ""]})
+        return _failure(error.message, error.hint or "", isinstance(error, JobError))
+    except Exception as error:
+        return _failure(f"a defect of this software: {told(error)}", "", True)
+
+
+def raise_failure(block: pa.Table) -> None:
+    """Raise what a task met instead of the rows it was asked for, if it met anything."""
+    if FAILURE_COLUMN in block.column_names:
+        row = block.to_pylist()[0]
+        raise (JobError if row[JOB_COLUMN] else UserError)(row[FAILURE_COLUMN], row[HINT_COLUMN] or None)
+
+
+def _failure(message: str, hint: str, job: bool) -> pa.Table:
+    return pa.table({FAILURE_COLUMN: [message], HINT_COLUMN: [hint], JOB_COLUMN: [job]})
 
 
 def _row_groups(wanted: list[dict[str, int]], source: Source) -> dict[tuple[int, int], pa.Table]:

@@ -33,7 +33,8 @@ import pyarrow as pa
 
 from mpma.data.config import DataConfig
 from mpma.data.sample_order import SampleOrder
-from mpma.errors import JobError, UserError
+from mpma.errors import JobError
+from orchestration.defects import told
 
 if TYPE_CHECKING:
     from mpma.data.batches import Batch, Collator
@@ -260,10 +261,9 @@ class BatchStream:
         self._keep_rows(block)
 
     def _keep_rows(self, block: pa.Table) -> None:
-        from orchestration.reading import FAILURE_COLUMN, HINT_COLUMN, PIECE_COLUMN
+        from orchestration.reading import PIECE_COLUMN, raise_failure
 
-        if FAILURE_COLUMN in block.column_names:
-            raise UserError(block[FAILURE_COLUMN][0].as_py(), block[HINT_COLUMN][0].as_py() or None)
+        raise_failure(block)
         numbers = block[PIECE_COLUMN].to_numpy()
         rows = block.drop_columns(PIECE_COLUMN)
         first = 0
@@ -357,12 +357,10 @@ def _explained(error: BaseException) -> BaseException:
     """An error of Ray's as one of ours; others as they are."""
     if not type(error).__module__.startswith("ray."):
         return error
-    failure = JobError(
-        f"Ray Data's read tasks failed ({type(error).__name__})",
+    return JobError(
+        f"Ray Data's read tasks failed ({told(error)})",
         "Ray's own logs say where: `ray logs` or the dashboard",
     )
-    failure.__cause__ = error
-    return failure
 
 
 class _ClosedError(Exception):

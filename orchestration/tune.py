@@ -77,8 +77,6 @@ def main(
         int, typer.Option("--points", min=4, help="Configurations of --rank-correlation.")
     ] = 10,
 ) -> None:
-    # What a search learned from confidential pairs is for its owner alone.
-    os.umask(0o077)
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     from orchestration import tuning
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpma.errors import JobError, UserError
+from orchestration.defects import without_values
 
 ERROR_FILE = "error.json"
 
@@ -149,6 +150,7 @@ def _kept_validator(plan: WorkerPlan, parts: Any, device: Any) -> Any:
     return _VALIDATORS[key]
 
 
+@without_values
 def train_loop(settings: dict[str, Any]) -> None:
     """The function that every worker of a Ray Train group runs."""
     import ray.train

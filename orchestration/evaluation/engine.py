@@ -18,7 +18,8 @@ from mpma.data.storage import open_storage
 from mpma.downstream.config import EvaluationConfig
 from mpma.downstream.contract import Job, task
 from mpma.downstream.features import PART_ROWS
-from mpma.errors import JobError, UserError, innermost_place
+from mpma.errors import JobError, UserError
+from orchestration.defects import told
 from orchestration.evaluation import work
 from orchestration.evaluation.display import Display
 from orchestration.evaluation.plan import ModelPlan, WorkPlan, open_data, result_name
@@ -237,7 +238,7 @@ def _defect(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, UserError):
         return cause.message
-    return f"{type(cause).__name__} in {innermost_place(cause)}"
+    return told(error)
 
 
 def _longest_first(tasks: Sequence[str]) -> list[str]:

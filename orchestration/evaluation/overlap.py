@@ -33,6 +33,7 @@ from mpma.downstream.overlap import (
     relations,
 )
 from mpma.errors import JobError, UserError
+from orchestration.defects import told, without_values
 
 Progress = Callable[[int, int], None]
 """Told (images fingerprinted, images of all)."""
@@ -171,9 +172,9 @@ def _on_ray(calls: Sequence[tuple[Storage, ShardInfo]]) -> Iterator[Fingerprints
             yield found
     except ray.exceptions.RayError as error:
         raise JobError(
-            f"a task that fingerprints images broke off ({type(error).__name__})",
+            f"a task that fingerprints images broke off ({told(error)})",
             "run the same command again; Ray's logs say more",
-        ) from error
+        ) from None
     finally:
         for reference in pending:
             ray.cancel(reference, force=True)
@@ -184,6 +185,7 @@ def _first(queue: Iterator[tuple[Storage, ShardInfo]], count: int) -> Iterator[t
         yield call
 
 
+@without_values
 def _shard_fingerprints(storage: Storage, shard: ShardInfo) -> Fingerprints | UserError:
     """[rows, WORDS]; a mistake of the user is returned, since Ray would wrap what is raised."""
     try:

@@ -18,8 +18,9 @@ import numpy as np
 
 from mpma.downstream.config import DEFAULT_BREAKDOWN
 from mpma.downstream.contract import Job, NotPossible
-from mpma.errors import UserError, innermost_place
+from mpma.errors import UserError
 from mpma.metrics.outcomes import Outcomes
+from orchestration.defects import told, without_values
 from orchestration.evaluation.plan import (
     ModelPlan,
     WorkPlan,
@@ -44,6 +45,7 @@ class Done:
     """Headline figures, for the line that is printed."""
 
 
+@without_values
 def describe_model(model: ModelPlan) -> dict[str, Any]:
     """Name, origin, hash of the weights and step of a model. Raises `UserError`."""
     loaded = open_model(model)
@@ -56,6 +58,7 @@ def describe_model(model: ModelPlan) -> dict[str, Any]:
     }
 
 
+@without_values
 def extract_part(plan: WorkPlan, model: ModelPlan, kind: str, split: str, part: int) -> None:
     """Make one part of features where it is not there. What goes wrong fails the jobs that need it, and is
     told there: here it would stand with its message in Ray's logs."""
@@ -64,6 +67,7 @@ def extract_part(plan: WorkPlan, model: ModelPlan, kind: str, split: str, part: 
         open_features(plan, model).ensure(kind, split, part)  # type: ignore[arg-type]
 
 
+@without_values
 def run_job(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int) -> Done:
     """Fit, predict, score and keep one job, with so many examples."""
     begun = time.time()
@@ -76,7 +80,7 @@ def run_job(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int
     except UserError as error:
         return Done(time.time() - begun, "failed", error.message)
     except Exception as error:
-        return Done(time.time() - begun, "failed", f"{type(error).__name__} in {innermost_place(error)}")
+        return Done(time.time() - begun, "failed", told(error))
 
 
 def _run(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int, begun: float) -> Done:
@@ -94,6 +98,7 @@ def _run(plan: WorkPlan, model: ModelPlan, job: Job, name: str, examples: int, b
     return Done(time.time() - begun, "done", shown=shown)
 
 
+@without_values
 def summarise(
     plan: WorkPlan,
     task_name: str,
@@ -112,7 +117,7 @@ def summarise(
     except UserError as error:
         return failed_section(models, error.message)
     except Exception as error:
-        return failed_section(models, f"{type(error).__name__} in {innermost_place(error)}")
+        return failed_section(models, told(error))
 
 
 def failed_section(models: Sequence[str], reason: str) -> dict[str, Any]:

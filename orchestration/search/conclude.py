@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mpma.errors import JobError, UserError
+from orchestration.defects import without_values
 from orchestration.search import comparison, steering
 from orchestration.search import confirm as confirmation
 from orchestration.search.best_recipe import recipe_of_search
@@ -110,6 +111,7 @@ def _outcomes(search: Searching) -> dict[tuple[str, int], Any]:
     return found
 
 
+@without_values
 def judge_run(
     runs: str, name: str, data: str, device: str, precision: str, threads: int
 ) -> tuple[bytes, tuple[str, str | None] | None]:

@@ -19,7 +19,8 @@ from typing import Any
 
 from ray import tune
 
-from mpma.errors import JobError, UserError, innermost_place
+from mpma.errors import JobError, UserError
+from orchestration.defects import hold_back_library_messages, told
 from orchestration.search.jobs import Outcome
 
 
@@ -29,6 +30,7 @@ class SegmentTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first job."""
         os.umask(0o077)
+        hold_back_library_messages()
         self._job = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -67,7 +69,7 @@ def run_segment(job: dict[str, Any]) -> Outcome:
         if _is_device_memory(error):
             reason = "out of GPU memory"
         else:
-            reason = f"{type(error).__name__} in {innermost_place(error)}"
+            reason = told(error)
         return Outcome("failed", seconds=(time.time() - begun) * job["devices"], reason=reason)
 
 
