@@ -144,6 +144,7 @@ def carry_out(prepared: PreparedIngest, watcher: Watcher | None = None) -> Inges
             columns=shard_schema(source.extra_schema()).names,
             vocabulary_size=options.vocabulary_size,
             truncated_at=options.truncated_at,
+            drift_effect=options.quality.drift_effect,
         )
     return IngestResult(Dataset.open(prepared.out), plan.candidates)
 

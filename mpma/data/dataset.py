@@ -177,7 +177,8 @@ class Dataset:
 
     def _files(self) -> list[FileInfo]:
         shards = itertools.chain.from_iterable(map(self.shards, SPLITS))
-        return [*shards, self.info.tokenizer, self.info.quarantine]
+        named = [] if self.info.quality is None else [self.info.quality.near_duplicates]
+        return [*shards, self.info.tokenizer, self.info.quarantine, *named]
 
     def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
         split = next(name for name in SPLITS if self.shards(name))

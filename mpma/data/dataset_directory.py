@@ -18,6 +18,7 @@ from typing import Final
 
 from mpma.data.dataset_info import MARKER, QUARANTINE_FILE, TOKENIZER_FILE
 from mpma.data.pairs import SPLITS
+from mpma.data.quality_info import NEAR_DUPLICATES_FILE
 from mpma.data.storage import TEMPORARY_SUFFIX, Storage
 from mpma.errors import UserError
 
@@ -25,7 +26,18 @@ UNFINISHED: Final = "unfinished.json"
 LOCK: Final = ".lock"
 RECORD_SUFFIX: Final = ".json"
 
-_OWN_FILES: Final = (MARKER, UNFINISHED, LOCK, TOKENIZER_FILE, QUARANTINE_FILE)
+QUALITY_PAGE: Final = "quality.html"
+"""A page about the dataset; it may be missing and is no part of the content."""
+
+_OWN_FILES: Final = (
+    MARKER,
+    UNFINISHED,
+    LOCK,
+    TOKENIZER_FILE,
+    QUARANTINE_FILE,
+    NEAR_DUPLICATES_FILE,
+    QUALITY_PAGE,
+)
 
 
 class DirectoryBusyError(UserError):

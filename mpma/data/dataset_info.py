@@ -14,24 +14,15 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from mpma.data.file_info import FileInfo
 from mpma.data.pairs import SCHEMA_VERSION
+from mpma.data.quality_info import QualityInfo
 from mpma.errors import UserError
 from mpma.strict import StrictConfig
 
 MARKER = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
 QUARANTINE_FILE = "quarantine.parquet"
-
-
-class FileInfo(StrictConfig):
-    """One file of the dataset."""
-
-    path: str
-    """Name relative to the dataset directory, `train/00000.parquet`."""
-    bytes: int
-    """Length of the file."""
-    sha256: str
-    """Hex hash of the file."""
 
 
 class ShardInfo(FileInfo):
@@ -139,6 +130,8 @@ class DatasetInfo(StrictConfig):
     """Pairs by licence; an empty name counts pairs without a stated one."""
     tokenizer: TokenizerInfo
     quarantine: QuarantineInfo
+    quality: QualityInfo | None = None
+    """What stands twice, and how the splits differ. None: written before it was looked at."""
     software: dict[str, str]
     """Versions that wrote it."""
 

@@ -8,13 +8,14 @@ which makes all of it readable, comes after everything it names.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,9 +36,12 @@ from mpma.data.dataset_info import (
     TokenizerInfo,
     fingerprint,
 )
+from mpma.data.dataset_quality import MarkedShard, dataset_quality
 from mpma.data.hashing import PUBLIC_KEY, key_name
 from mpma.data.images import read_grey
+from mpma.data.pair_marks import pair_mark
 from mpma.data.pairs import SCHEMA_VERSION, SPLITS, model_text
+from mpma.data.quality_info import DEFAULT_DRIFT_EFFECT
 from mpma.data.shards import new_shard, read_row_groups, shard_schema
 from mpma.data.sources.contract import Rejection
 from mpma.data.statistics import PairStatistics, grey_histogram, merged, quantile
@@ -54,6 +58,17 @@ QUARANTINE_SCHEMA: Final = pa.schema(
 _TEXT_COLUMNS: Final = ("report", "findings", "impression")
 
 
+class LoadedPair(NamedTuple):
+    """A pair that is ready to be stored."""
+
+    row: Mapping[str, Any]
+    """A value for every column of the shard."""
+    grey: np.ndarray
+    """The stored image's pixels, uint8 [H, W]."""
+    original_size: tuple[int, int] | None = None
+    """Width and height of the image as it came; None where that is not known."""
+
+
 @dataclass
 class Part:
     """One shard, what is counted about it, and what was refused on the way."""
@@ -63,6 +78,8 @@ class Part:
     """None where every candidate of the part was refused."""
     statistics: PairStatistics = field(default_factory=PairStatistics)
     rejections: list[Rejection] = field(default_factory=list)
+    marks: bytes = b""
+    """`mpma.data.pair_marks` of every row, in order."""
 
     def to_json(self) -> bytes:
         data = {
@@ -70,6 +87,7 @@ class Part:
             "shard": None if self.shard is None else self.shard.model_dump(),
             "statistics": self.statistics.to_json(),
             "rejections": [[r.path, r.pair_id, r.reason, r.detail] for r in self.rejections],
+            "marks": base64.b64encode(self.marks).decode(),
         }
         return json.dumps(data).encode()
 
@@ -81,6 +99,7 @@ class Part:
             None if data["shard"] is None else ShardInfo(**data["shard"]),
             PairStatistics.from_json(data["statistics"]),
             [Rejection(*values) for values in data["rejections"]],
+            base64.b64decode(data["marks"]),
         )
 
 
@@ -102,7 +121,7 @@ def write_part(
     name: str,
     split: str,
     schema: pa.Schema,
-    rows: Iterable[tuple[Mapping[str, Any], np.ndarray] | Rejection],
+    rows: Iterable[LoadedPair | tuple[Mapping[str, Any], np.ndarray] | Rejection],
 ) -> Part:
     """Write one shard from rows with their grey pixels (uint8 [H, W]), keeping refusals aside.
 
@@ -110,14 +129,17 @@ def write_part(
     """
     part = Part(split, None)
     shard_name = f"{name}.parquet"
+    marks = bytearray()
     with new_shard(storage, shard_name, schema) as writer:
         for entry in rows:
             if isinstance(entry, Rejection):
                 part.rejections.append(entry)
             else:
-                row, grey = entry
+                row, grey, original_size = LoadedPair(*entry)
                 writer.add(row)
-                part.statistics.add(row, grey_histogram(grey))
+                part.statistics.add(row, grey_histogram(grey), original_size)
+                marks += pair_mark(row, grey)
+    part.marks = bytes(marks)
     if part.statistics.pairs:
         part.shard = writer.info
     else:
@@ -137,6 +159,7 @@ def finish_dataset(
     vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
     truncated_at: int = DEFAULT_TRUNCATED_AT,
     tokenizer: bytes | None = None,
+    drift_effect: float = DEFAULT_DRIFT_EFFECT,
 ) -> DatasetInfo:
     """Tokeniser, quarantine and, last of all, the marker; then the records of the parts go.
 
@@ -145,6 +168,7 @@ def finish_dataset(
         rejections: those that belong to no part.
         tokenizer: content of a `tokenizer.json` to use; None trains one on the training split's reports,
             or, where it has none at all, on its questions.
+        drift_effect: differences between splits above it are marked.
 
     Raises `UserError` where no pair is left to train on.
     """
@@ -163,6 +187,14 @@ def finish_dataset(
     reader = ReportTokenizer(tokenizer)
     shards = [shard for name in SPLITS for shard in splits[name].shards]
     reports = _reports_info(storage, shards, reader, truncated_at)
+    by_split = {name: merged(part.statistics for part in parts if part.split == name) for name in SPLITS}
+    marked = [
+        MarkedShard(name, part.shard, part.marks)
+        for name in SPLITS
+        for part in parts
+        if part.split == name and part.shard is not None
+    ]
+    quality = dataset_quality(storage, marked, by_split, drift_effect)
     tokenizer_file = storage.write(TOKENIZER_FILE, tokenizer)
     quarantine_file = _write_quarantine(storage, refused)
     info = DatasetInfo(
@@ -172,7 +204,7 @@ def finish_dataset(
         key_name=key_name(key),
         columns=list(columns),
         splits=splits,
-        images=merged(part.statistics for part in parts if part.split == "train").images(),
+        images=by_split["train"].images(),
         reports=reports,
         labels=sorted(total.labels),
         sources=dict(sorted(total.sources.items())),
@@ -190,6 +222,7 @@ def finish_dataset(
             rows=len(refused),
             reasons=_reasons(refused),
         ),
+        quality=quality,
         software=software_versions(),
     )
     storage.write(MARKER, info.to_json())

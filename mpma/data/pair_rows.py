@@ -8,14 +8,13 @@ its values stay what they mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 
-from mpma.data.dataset_writing import Part, finished_part, write_part
+from mpma.data.dataset_writing import LoadedPair, Part, finished_part, write_part
 from mpma.data.images import StoredImage, store_image
 from mpma.data.ingest_plan import IngestOptions, PartPlan
 from mpma.data.masks import fitted_mask
@@ -31,9 +30,6 @@ from mpma.data.quality import (
 from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
 from mpma.data.storage import Storage
-
-Row = tuple[Mapping[str, Any], np.ndarray]
-"""Values of the shard's columns, and the stored image's pixels (uint8 [H, W])."""
 
 _ARROW_ERRORS: Final = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
@@ -54,14 +50,16 @@ class PartMaker:
         schema = shard_schema(self.source.extra_schema())
         return write_part(self.storage, plan.name, plan.split, schema, self.rows(plan.items()))
 
-    def rows(self, items: Iterable[Item]) -> Iterator[Row | Rejection]:
+    def rows(self, items: Iterable[Item]) -> Iterator[LoadedPair | Rejection]:
         """A row or a refusal for each item, in order."""
         extra_schema = self.source.extra_schema()
         for item in items:
             yield make_row(item, self.source, self.options, extra_schema)
 
 
-def make_row(item: Item, source: Source, options: IngestOptions, extra_schema: pa.Schema) -> Row | Rejection:
+def make_row(
+    item: Item, source: Source, options: IngestOptions, extra_schema: pa.Schema
+) -> LoadedPair | Rejection:
     """Load, check and encode one item whose identifiers are hashed already."""
     refused = check_item(item, options.quality)
     if refused is not None:
@@ -99,7 +97,7 @@ def make_row(item: Item, source: Source, options: IngestOptions, extra_schema: p
         "license": _text(item.license),
         **extra,
     }
-    return row, image.pixels
+    return LoadedPair(row, image.pixels, (image.original_width, image.original_height))
 
 
 class _WrongTypeError(Exception):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mpma.data.pairs import SPLITS, VIEWS, model_text
+from mpma.data.quality_info import DEFAULT_DRIFT_EFFECT
 from mpma.data.sections import collapse_marks, parse_sections
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.strict import StrictConfig
@@ -78,7 +79,7 @@ _WORD: Final = re.compile(r"[^\W_]+")
 
 
 class QualityConfig(StrictConfig):
-    """Thresholds of the row checks."""
+    """Thresholds of the checks."""
 
     min_report_words: int = Field(default=1, ge=0, le=1000)
     """Fewest words (de-identification marks not counted) of the text that the model reads. 0: pairs without
@@ -91,6 +92,8 @@ class QualityConfig(StrictConfig):
     """Fewest pixels of the shorter side of the image as it came."""
     max_pixels: int = Field(default=64 * 1024 * 1024, ge=4096, le=178_956_970)
     """Most pixels that an image may declare; looked at before it is decoded."""
+    drift_effect: float = Field(default=DEFAULT_DRIFT_EFFECT, gt=0, le=5)
+    """Difference between a split and train, as an effect size, above which it is told; refuses nothing."""
 
 
 def is_missing(value: object) -> bool:

@@ -1,8 +1,8 @@
 """What is counted about pairs while they are written: exact, and the same in whatever order parts end.
 
 Decisions: grey levels are counted as a histogram of integers, so that sums over shards are exact and
-the mean does not depend on how the work was shared out; medians come from histograms of sides for the
-same reason; patients and studies are sets of keyed hashes.
+the mean does not depend on how the work was shared out; medians, and whatever is compared between splits,
+come from histograms of whole numbers for the same reason; patients and studies are sets of keyed hashes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from mpma.data.dataset_info import ImagesInfo
 from mpma.data.masks import is_empty_mask
 from mpma.data.pairs import model_text
 
+_LEVELS: Final = np.arange(256)
 _COUNTS: Final = ("pairs", "labelled_pairs", "reports", "masks", "empty_masks", "questions")
-_COUNTERS: Final = ("short_sides", "labels", "sources", "licenses")
+_COUNTERS: Final = (
+    "short_sides",
+    "original_sides",
+    "aspects",
+    "grey_means",
+    "report_words",
+    "views",
+    "labels",
+    "sources",
+    "licenses",
+)
 
 
 @dataclass
@@ -37,24 +49,44 @@ class PairStatistics:
     studies: set[str] = field(default_factory=set)
     grey_levels: list[int] = field(default_factory=lambda: [0] * 256)
     short_sides: Counter[int] = field(default_factory=Counter)
+    original_sides: Counter[int] = field(default_factory=Counter)
+    """Shorter sides of the images as they came, in pixels, where that is known."""
+    aspects: Counter[int] = field(default_factory=Counter)
+    """Hundredths of width by height."""
+    grey_means: Counter[int] = field(default_factory=Counter)
+    """Mean grey level of each image, 0..255."""
+    report_words: Counter[int] = field(default_factory=Counter)
+    """Words of the text that a model reads, of pairs that have one."""
+    views: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: Mapping[str, Any], levels: np.ndarray) -> None:
-        """Count one pair; `levels` int64 [256] is how many pixels have each grey level."""
+    def add(
+        self, row: Mapping[str, Any], levels: np.ndarray, original_size: tuple[int, int] | None = None
+    ) -> None:
+        """Count one pair; `levels` int64 [256] is how many pixels have each grey level.
+
+        `original_size`: width and height of the image as it came, where that is known.
+        """
         self.pairs += 1
         self.patients.add(row["patient_id"])
         self.studies.add(row["study_id"])
         self.grey_levels = [a + b for a, b in zip(self.grey_levels, levels.tolist(), strict=True)]
         self.short_sides[min(row["width"], row["height"])] += 1
+        if original_size is not None:
+            self.original_sides[min(original_size)] += 1
+        self.aspects[round(100 * row["width"] / row["height"])] += 1
+        self.grey_means[round(int(levels @ _LEVELS) / int(levels.sum()))] += 1
+        self.views[row["view"]] += 1
         self.sources[row["source"]] += 1
         self.licenses[row["license"]] += 1
         if row["labels"] is not None:
             self.labelled_pairs += 1
             self.labels.update(set(row["labels"]))
-        if model_text(row["report"], row["findings"], row["impression"]):
+        if text := model_text(row["report"], row["findings"], row["impression"]):
             self.reports += 1
+            self.report_words[len(text.split())] += 1
         if row.get("mask") is not None:
             self.masks += 1
             self.empty_masks += is_empty_mask(row["mask"])
@@ -77,10 +109,7 @@ class PairStatistics:
             "patients": sorted(self.patients),
             "studies": sorted(self.studies),
             "grey_levels": self.grey_levels,
-            "short_sides": sorted(self.short_sides.items()),
-            "labels": sorted(self.labels.items()),
-            "sources": sorted(self.sources.items()),
-            "licenses": sorted(self.licenses.items()),
+            **{name: sorted(getattr(self, name).items()) for name in _COUNTERS},
         }
 
     @classmethod
@@ -110,8 +139,9 @@ class PairStatistics:
 
 
 def grey_histogram(grey: np.ndarray) -> np.ndarray:
-    """int64 [256]: pixels of a uint8 image by grey level."""
-    return np.bincount(grey.reshape(-1), minlength=256)
+    """int64 [256]: pixels of a uint8 image [H, W] by grey level."""
+    # Pillow counts bytes as they are; NumPy would first make whole words of them, at three times the cost.
+    return np.array(Image.fromarray(grey).histogram(), dtype=np.int64)
 
 
 def quantile(counts: Mapping[int, int], fraction: float) -> int:

@@ -7,56 +7,22 @@ Decisions:
 - Patients are compared by keyed hash, which only works under one patient key; pictures are compared in
   any case, since archives publish each other's patients under other names. A picture that is found counts
   for the patient whom the evaluation data name.
-- A picture is named by 1,024 signs of its cosine transform (after the perceptual hash of Zauner,
-  "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with the lowest frequencies,
-  which all chest radiographs share, left out). Size, compression and windowing hardly move the signs, an
-  inverted picture flips all of them. Radii and what they find: docs/overlap.md.
-- Every pair of pictures is compared on 128 of the signs, in blocks that fit a cache, and few survive:
-  exact under the stated radii and linear in memory, which an index of buckets is not where the signs are
-  far from evenly spread.
+- What one picture is under whatever size, compression or window: `mpma.data.picture_signs`.
 
-No identifier and no pixel leaves this module: fingerprints and counts do.
+No identifier and no pixel leaves this module: counts do.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from mpma.data.images import read_grey
-from mpma.data.sources.contract import UnreadableImage
+from mpma.data.picture_signs import Fingerprints, find_pictures, has_signs
 from mpma.errors import UserError
-
-Fingerprints = NDArray[np.uint64]
-"""[n, WORDS]: hash of the stored bytes, then the signs of the picture, which are all 0 where it has none."""
-
-WORDS: Final = 17
-
-FINGERPRINT_VERSION: Final = 1
-"""Raise when fingerprints change: kept ones are made again."""
-
-CORE_RADIUS: Final = 36
-"""Most of the 128 core signs in which two copies of one picture differ."""
-
-RADIUS: Final = 160
-"""Most of all 1,024 signs in which two copies of one picture differ."""
-
-_SIDE: Final = 64
-_LOWEST: Final = 2
-_BAND: Final = 32
-_CORE: Final = 128
-_SIGNS: Final = _BAND * _BAND
-_LEAST_STRUCTURE: Final = 0.5
-"""Share of coefficients that must stand out from rounding; below it signs are noise (a blank picture)."""
-_QUERIES, _REFERENCES = 16, 4096  # a block's intermediate values stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -203,7 +169,7 @@ def compare(
         images=sum(int(np.any(seen, axis=0).sum()) for seen in images.values()),
         fitting_patients=shared["train/train"].patients,
         split_patients={split: _distinct(names) for split, names in evaluation.patients.items()},
-        without_signs=sum(int((~_has_signs(p)).sum()) for side in sides for p in side.values()),
+        without_signs=sum(int((~has_signs(p)).sum()) for side in sides for p in side.values()),
         shared=shared,
     )
 
@@ -219,107 +185,6 @@ def check(overlap: Overlap, allowed: bool) -> None:
         f"evaluation and pre-training data overlap: {overlap.spoiled}",
         "evaluate on patients that were not pre-trained on, or mark the result with --allow-overlap",
     )
-
-
-def fingerprints(images: Sequence[bytes | memoryview]) -> Fingerprints:
-    """Fingerprints [n, WORDS] of encoded images; about 1 ms each for 512 pixels."""
-    found = np.zeros((len(images), WORDS), dtype=np.uint64)
-    for row, image in enumerate(images):
-        digest = hashlib.blake2b(image, digest_size=8).digest()
-        found[row, 0] = int.from_bytes(digest, "little")
-        small = _small_grey(image)
-        if small is not None:
-            found[row, 1:] = _signs(small)
-    return found
-
-
-def find_pictures(
-    queries: Fingerprints, references: Fingerprints, threads: int = 1
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of [n, WORDS] are among [m, WORDS] others: (the picture, the same bytes), bool [n] each."""
-    identical = np.isin(queries[:, 0], references[:, 0])
-    seen = identical.copy()
-    left = np.flatnonzero(~identical & _has_signs(queries))
-    asked = queries[left, 1:]
-    others = np.ascontiguousarray(references[_has_signs(references), 1:])
-    core = np.ascontiguousarray(others[:, : _CORE // 64].T)
-
-    def search(start: int) -> None:
-        seen[left[start : start + _QUERIES]] = _search_block(asked[start : start + _QUERIES], others, core)
-
-    starts = range(0, len(left), _QUERIES)
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(search, starts):
-            pass
-    return seen, identical
-
-
-def _search_block(queries: Fingerprints, references: Fingerprints, core: Fingerprints) -> NDArray[np.bool_]:
-    """bool [q] for signs [q, 16] among [m, 16]; `core` [2, m] are their first words, contiguous."""
-    found = np.zeros(len(queries), dtype=bool)
-    words = np.empty((len(queries), _REFERENCES), dtype=np.uint64)
-    for start in range(0, core.shape[1], _REFERENCES):
-        part = core[:, start : start + _REFERENCES]
-        space = words[:, : part.shape[1]]
-        np.bitwise_xor(queries[:, :1], part[0], out=space)
-        differ = np.bitwise_count(space)
-        np.bitwise_xor(queries[:, 1:2], part[1], out=space)
-        differ += np.bitwise_count(space)
-        # Near 0, or near 128 for an inverted picture: both come to lie around the radius.
-        differ += np.uint8(CORE_RADIUS)
-        differ &= np.uint8(_CORE - 1)
-        near = differ <= 2 * CORE_RADIUS
-        if near.any():
-            query, reference = np.nonzero(near)
-            both = queries[query] ^ references[start + reference]
-            distance = np.bitwise_count(both).sum(axis=1, dtype=np.int64)
-            found[query[np.minimum(distance, _SIGNS - distance) <= RADIUS]] = True
-    return found
-
-
-def _small_grey(image: bytes | memoryview) -> NDArray[np.float32] | None:
-    """Grey [_SIDE, _SIDE] whatever the aspect; None where the image cannot be decoded."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.format == "JPEG":
-                # libjpeg decodes at a fraction of the size, at least twice what is needed.
-                opened.draft("L", (2 * _SIDE, 2 * _SIDE))
-            grey = opened.convert("L") if opened.mode in ("L", "RGB") else None
-        if grey is None:
-            grey = Image.fromarray(read_grey(bytes(image)))
-        return np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
-    except (UnreadableImage, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-
-
-def _signs(small: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """[16] words of signs of a grey [_SIDE, _SIDE] picture; zeros where it has no structure."""
-    coefficients = (_COSINES @ small @ _COSINES.T).reshape(-1)[_ORDER]
-    if (np.abs(coefficients) > 1.0).mean() < _LEAST_STRUCTURE:
-        return np.zeros(_SIGNS // 64, dtype=np.uint64)
-    return np.packbits(coefficients > 0).view(np.uint64)
-
-
-def _sign_order() -> NDArray[np.int64]:
-    """Coefficients [_SIGNS] in the order of their bits: first the core, every second of the lower quarter."""
-    down, across = np.indices((_BAND, _BAND))
-    core = (down < _BAND // 2) & (across < _BAND // 2) & ((down + across) % 2 == 0)
-    return np.argsort(~core.reshape(-1), kind="stable")
-
-
-def _cosines() -> NDArray[np.float32]:
-    """[_BAND, _SIDE] rows of the cosine transform (type 2, not normalised), the lowest left out."""
-    frequency = np.arange(_LOWEST, _LOWEST + _BAND)[:, None]
-    place = 2 * np.arange(_SIDE)[None] + 1
-    return np.cos(np.pi * frequency * place / (2 * _SIDE)).astype(np.float32)
-
-
-_COSINES: Final = _cosines()
-_ORDER: Final = _sign_order()
-
-
-def _has_signs(found: Fingerprints) -> NDArray[np.bool_]:
-    return np.asarray(found[:, 1:].any(axis=1))
 
 
 def _forbidden(judged_split: str) -> list[str]:

@@ -19,19 +19,11 @@ from numpy.typing import NDArray
 
 from mpma.data.dataset import Dataset
 from mpma.data.dataset_info import ShardInfo
+from mpma.data.picture_signs import FINGERPRINT_VERSION, WORDS, Fingerprints, fingerprints
 from mpma.data.rows import encoded_images
 from mpma.data.shards import read_row_groups
 from mpma.data.storage import Storage
-from mpma.downstream.overlap import (
-    FINGERPRINT_VERSION,
-    WORDS,
-    Contents,
-    Fingerprints,
-    Overlap,
-    compare,
-    fingerprints,
-    relations,
-)
+from mpma.downstream.overlap import Contents, Overlap, compare, relations
 from mpma.errors import JobError, UserError
 from orchestration.defects import told, without_values
 

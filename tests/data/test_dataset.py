@@ -168,6 +168,7 @@ def test_files_are_for_their_owner_alone(written):
         "dataset.json": 0o600,
         "tokenizer.json": 0o600,
         "quarantine.parquet": 0o600,
+        "near_duplicates.parquet": 0o600,
         "train": 0o700,
         "val": 0o700,
         "test": 0o700,

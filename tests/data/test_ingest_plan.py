@@ -212,7 +212,7 @@ def row(entry: Item, image: bytes, fields: tuple[pa.Field, ...] = (), **options:
 
 def test_a_row_holds_every_column_and_its_pixels():
     pixels = grey_pixels(3, 200, 150)
-    values, grey = row(
+    values, grey, _ = row(
         item(1, labels=("a", "b", "a")), encoded(pixels), short_side_pixels=None, image_format="png"
     )
     assert list(values) == PAIR_SCHEMA.names
@@ -232,13 +232,13 @@ def test_labels_unknown_and_labels_none_stay_apart():
 
 
 def test_given_sections_and_origin_win():
-    values, _ = row(item(1, findings="Given.", impression="", source="hospital b", license="CC0"), png())
+    values, *_ = row(item(1, findings="Given.", impression="", source="hospital b", license="CC0"), png())
     assert (values["findings"], values["impression"]) == ("Given.", "")
     assert (values["source"], values["license"]) == ("hospital b", "CC0")
 
 
 def test_a_large_image_is_shrunk_and_a_small_grey_jpeg_kept_byte_for_byte():
-    values, grey = row(item(1), encoded(grey_pixels(1, 1200, 900)), short_side_pixels=512)
+    values, grey, _ = row(item(1), encoded(grey_pixels(1, 1200, 900)), short_side_pixels=512)
     assert (values["width"], values["height"]) == (512, 683)
     assert grey.shape == (683, 512)
     small = encoded(grey_pixels(1, 100, 100), "JPEG")
@@ -287,7 +287,7 @@ def test_extra_columns_are_kept_and_a_value_of_another_type_is_refused():
 
 
 def test_text_that_utf8_cannot_hold_does_not_lose_the_row():
-    values, _ = row(item(1, report="FINDINGS: Half \ud83e of a pair."), png())
+    values, *_ = row(item(1, report="FINDINGS: Half \ud83e of a pair."), png())
     pa.Table.from_pylist([values], schema=PAIR_SCHEMA)
     assert values["report"] == "FINDINGS: Half � of a pair."
 
@@ -297,7 +297,7 @@ def test_a_mask_follows_its_image_and_a_foreign_one_is_refused():
     mask[100:500, 200:700] = 127
     fields = (OPTIONAL_FIELDS["mask"],)
     image = encoded(grey_pixels(1, 1024, 1024))
-    values, _ = row(item(1, extra={"mask": encoded(mask)}), image, fields, short_side_pixels=256)
+    values, *_ = row(item(1, extra={"mask": encoded(mask)}), image, fields, short_side_pixels=256)
     with Image.open(io.BytesIO(values["mask"])) as small:
         assert np.array_equal(np.asarray(small), mask[2::4, 2::4])
     same = encoded(mask)

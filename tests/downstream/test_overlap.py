@@ -13,17 +13,8 @@ from PIL import Image, ImageOps
 
 from mpma.data.images import encode_grey
 from mpma.data.phantom.generate import generate_pair
-from mpma.downstream.overlap import (
-    CORE_RADIUS,
-    RADIUS,
-    WORDS,
-    Contents,
-    Overlap,
-    check,
-    compare,
-    find_pictures,
-    fingerprints,
-)
+from mpma.data.picture_signs import CORE_RADIUS, RADIUS, WORDS, find_pictures, fingerprints
+from mpma.downstream.overlap import Contents, Overlap, check, compare
 from mpma.errors import UserError
 
 
