@@ -155,8 +155,10 @@ def _shares(
         return []
     values = sorted({*train, *other})
     found: list[DriftInfo] = []
-    for value in values if len(values) > 1 else ():
+    for value in values:
         ours, theirs = train.get(value, 0) / of_train, other.get(value, 0) / of_other
+        if name != "label" and ours == theirs == 1.0:
+            continue  # the only view or source there is
         chance = _normal(len(values)) * spread
         found.append(_info(name, split, "share", value, ours, theirs, share_difference(ours, theirs), chance))
     return sorted(found, key=lambda one: (-abs(one.effect), one.value))
