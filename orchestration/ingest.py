@@ -38,7 +38,11 @@ def main(
     ] = "",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Option of the source: --set columns.report=text. Repeatable."),
+        typer.Option(
+            "--set",
+            help="Option of the source: --set columns.report=text, or a threshold: --set "
+            "quality.max_pixels=9000000. Repeatable.",
+        ),
     ] = None,
     row_filter: Annotated[
         str | None,
@@ -86,8 +90,13 @@ def main(
         ),
     ] = None,
     min_side: Annotated[
-        int, typer.Option(min=1, help="Quarantine images whose shorter side has fewer pixels.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Quarantine images whose shorter side has fewer pixels. Default: 64.",
+            show_default=False,
+        ),
+    ] = None,
     vocabulary_size: Annotated[int, typer.Option(min=64, help="Most entries of the tokeniser.")] = 30_000,
     max_tokens: Annotated[
         int, typer.Option(min=8, max=4096, help="Count reports of more tokens as cut.")

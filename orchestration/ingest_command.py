@@ -27,6 +27,7 @@ from mpma.data.splits import parse_fractions
 from mpma.errors import UserError
 from orchestration.ingesting import IngestResult, carry_out, prepare
 from orchestration.progress import progress_bar
+from orchestration.quality_options import split_overrides, thresholds
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Request:
     image_format: str
     jpeg_quality: int
     min_words: int | None
-    min_side: int
+    min_side: int | None
     vocabulary_size: int
     max_tokens: int
     overwrite: bool
@@ -65,15 +66,18 @@ def execute(request: Request) -> None:
         raise UserError("--out is missing", "name the dataset directory to make, such as --out datasets/NAME")
     if synthetic and request.root is not None:
         raise UserError(f"{request.source} takes no root", "leave it out; its options are given with --set")
-    overrides = list(request.overrides)
+    assignments, overrides = split_overrides(request.overrides)
+    given = thresholds(assignments, request.min_words, request.min_side)
     if request.row_filter is not None:
         if "filter" not in kind.options.model_fields:
             raise UserError(f"--filter: {request.source} has no filter", "the manifest source has one")
         overrides.append(f"filter={request.row_filter}")
-    if request.min_words == 0 and "reports" in kind.options.model_fields:
+    if given.get("min_report_words") == 0 and "reports" in kind.options.model_fields:
         overrides.append("reports=optional")
     source = build_source(request.source, request.root, overrides)
-    options = _options(request, synthetic, source.reports_expected)
+    options = _options(
+        request, synthetic, QualityConfig(**{"min_report_words": int(source.reports_expected), **given})
+    )
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in source.assumptions():
         notes.print(f"{request.source}: {line}", markup=False)
@@ -110,12 +114,11 @@ def execute(request: Request) -> None:
     _show(summary(result, request.out), request.as_json, "Dataset")
 
 
-def _options(request: Request, synthetic: bool, reports_expected: bool) -> IngestOptions:
+def _options(request: Request, synthetic: bool, quality: QualityConfig) -> IngestOptions:
     if request.image_format not in ("jpeg", "png"):
         raise UserError(f"--image-format {request.image_format}: unknown", "jpeg or png")
     if 0 < request.short_side < 32:
         raise UserError(f"--short-side {request.short_side}: too small", "32 or more, or 0 to keep the size")
-    least_words = request.min_words if request.min_words is not None else int(reports_expected)
     return IngestOptions(
         fractions=parse_fractions(request.split),
         split_seed=request.split_seed,
@@ -123,7 +126,7 @@ def _options(request: Request, synthetic: bool, reports_expected: bool) -> Inges
         short_side_pixels=None if synthetic or request.short_side == 0 else request.short_side,
         image_format="png" if request.image_format == "png" else "jpeg",
         jpeg_quality=request.jpeg_quality,
-        quality=QualityConfig(min_report_words=least_words, min_side_pixels=request.min_side),
+        quality=quality,
         vocabulary_size=request.vocabulary_size,
         truncated_at=request.max_tokens,
         hash_pair_ids=request.hash_pair_ids,

@@ -69,6 +69,10 @@ class LoadedPair(NamedTuple):
     """Width and height of the image as it came; None where that is not known."""
 
 
+Row = LoadedPair | tuple[Mapping[str, Any], np.ndarray]
+"""What `write_part` takes: a loaded pair, or a row with the stored image's pixels."""
+
+
 @dataclass
 class Part:
     """One shard, what is counted about it, and what was refused on the way."""
@@ -121,7 +125,7 @@ def write_part(
     name: str,
     split: str,
     schema: pa.Schema,
-    rows: Iterable[LoadedPair | tuple[Mapping[str, Any], np.ndarray] | Rejection],
+    rows: Iterable[Row | Rejection],
 ) -> Part:
     """Write one shard from rows with their grey pixels (uint8 [H, W]), keeping refusals aside.
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from mpma.data.dataset_writing import LoadedPair, Part, finished_part, write_part
+from mpma.data.dataset_writing import LoadedPair, Part, Row, finished_part, write_part
 from mpma.data.images import StoredImage, store_image
 from mpma.data.ingest_plan import IngestOptions, PartPlan
 from mpma.data.masks import fitted_mask
@@ -50,7 +50,7 @@ class PartMaker:
         schema = shard_schema(self.source.extra_schema())
         return write_part(self.storage, plan.name, plan.split, schema, self.rows(plan.items()))
 
-    def rows(self, items: Iterable[Item]) -> Iterator[LoadedPair | Rejection]:
+    def rows(self, items: Iterable[Item]) -> Iterator[Row | Rejection]:
         """A row or a refusal for each item, in order."""
         extra_schema = self.source.extra_schema()
         for item in items:

@@ -97,8 +97,16 @@ def source_kind(name: str) -> SourceKind:
 
 def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
     """The options of a layout from `key=value` lines; text stays text, `[a, b]` is a list, `null` is None."""
+    return parse_assignments(kind.options, kind.name, assignments)
+
+
+def parse_assignments(options: type[StrictConfig], owner: str, assignments: Iterable[str]) -> StrictConfig:
+    """An instance of `options` from `key=value` lines, as `parse_options`; messages name the owner.
+
+    Raises `UserError` for an unknown key (the nearest known one is named) and a value out of range.
+    """
     tree: dict[str, Any] = {}
-    known = dotted_keys(kind.options)
+    known = dotted_keys(options)
     for text in assignments:
         key, value = split_assignment(text, f"{known[0]}=...")
         *parents, leaf = key.split(".")
@@ -109,7 +117,7 @@ def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
                 raise UserError(f"--set {key}: {parent} is already given a value")
         branch[leaf] = _value(key, value)
     try:
-        return kind.options.model_validate(tree, strict=False)
+        return options.model_validate(tree, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -118,7 +126,7 @@ def parse_options(kind: SourceKind, assignments: Iterable[str]) -> StrictConfig:
                 name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
             ]
             raise UserError(
-                f"--set {key}: {kind.name} has no such option",
+                f"--set {key}: {owner} has no such option",
                 f"the nearest known one is {near[0]}" if near else f"the options are {', '.join(known)}",
             ) from None
         raise UserError(f"--set {key}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
