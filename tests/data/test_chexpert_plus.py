@@ -42,8 +42,9 @@ def test_a_row_gives_sections_view_patient_split_and_no_demographics_but_age_and
     assert frontal.report.startswith("NARRATIVE:")
     assert [item.view for item in items] == ["AP", "lateral", "PA", "PA", "AP", "lateral"]
     assert Counter(item.split for item in items) == {"train": 4, "val": 2}
-    assert frontal.extra == {"age": 60, "sex": "Female", "uncertain": []}
-    assert lateral.extra == {"age": 61, "sex": "Female", "uncertain": ["Pneumonia"]}
+    unsure = {"labels_uncertain": ["Pneumonia"], "labels_negative": ["Fracture"]}
+    assert frontal.extra == {"age": 60, "sex": "Female", "labels_uncertain": [], "labels_negative": []}
+    assert lateral.extra == {"age": 61, "sex": "Female", **unsure}
     assert (frontal.labels, lateral.labels) == ((), ("Edema",))
     assert "Secret" not in repr(items)
 
@@ -83,7 +84,8 @@ def test_labels_of_an_empty_section_say_nothing(
     item = one(tmp_path, f"labels={labels}", **{missing: ""})
     assert isinstance(item, Item)
     assert item.labels == (() if labelled else None)
-    assert item.extra["uncertain"] == ([] if labelled else None)
+    assert item.extra["labels_uncertain"] == ([] if labelled else None)
+    assert item.extra["labels_negative"] == ([] if labelled else None)
 
 
 def test_uncertain_findings_alone_are_no_label(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_uncertain_findings_alone_are_no_label(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, records)))
     items, _ = listed(build_source("chexpert_plus", root))
     assert [item.labels for item in items] == [None, ("Support Devices",), None, None, None, None]
-    assert [item.extra["uncertain"] for item in items[:4]] == [["Edema"], ["Pneumonia"], [], None]
+    assert [item.extra["labels_uncertain"] for item in items[:4]] == [["Edema"], ["Pneumonia"], [], None]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 Decisions: a finding is 1 (there), 0 (said to be absent), -1 (uncertain) or null (not mentioned), and any
 other value refuses the file, since a label that is not understood is a wrong label; the file may lie unpacked
-or in the publisher's zip. The labels of all images are held while the table is listed, two small numbers
-each.
+or in the publisher's zip. The labels of all images are held while the table is listed, a few small
+numbers each.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ class FindingCodes(NamedTuple):
 
     there: int
     unsure: int
+    absent: int
     nothing: bool
     """Whether `No Finding` is 1."""
 
     def present(self) -> tuple[str, ...] | None:
         """Findings that are there; empty where nothing was found, None where nothing is certain."""
-        found = tuple(name for bit, name in enumerate(FINDINGS) if self.there >> bit & 1)
-        return found or (() if self.nothing else None)
+        return tuple(_named(self.there)) or (() if self.nothing else None)
 
     def uncertain(self) -> list[str]:
         """Findings that may be there."""
-        return [name for bit, name in enumerate(FINDINGS) if self.unsure >> bit & 1]
+        return _named(self.unsure)
+
+    def negative(self) -> list[str]:
+        """Findings that are said not to be there."""
+        return _named(self.absent)
 
 
 def find_label_file(archive: ArchiveFolder, name: str) -> str | None:
@@ -83,17 +87,24 @@ def read_label_file(archive: ArchiveFolder, found: str, name: str) -> dict[str, 
     return labels
 
 
+def _named(bits: int) -> list[str]:
+    return [name for place, name in enumerate(FINDINGS) if bits >> place & 1]
+
+
 def _codes(record: Any) -> tuple[str, FindingCodes]:
     """Raises ValueError where the record is not as published."""
     image = record.get("path_to_image") if isinstance(record, dict) else None
     if not isinstance(image, str) or not image or NOTHING not in record:
         raise ValueError
-    there = unsure = 0
+    there = unsure = absent = 0
     for bit, finding in enumerate(FINDINGS):
         value = _value(record.get(finding))
         there |= (value == 1) << bit
         unsure |= (value == -1) << bit
-    return image.rpartition(".")[0] or image, FindingCodes(there, unsure, _value(record[NOTHING]) == 1)
+        absent |= (value == 0) << bit
+    return image.rpartition(".")[0] or image, FindingCodes(
+        there, unsure, absent, _value(record[NOTHING]) == 1
+    )
 
 
 def _value(value: Any) -> int | None:

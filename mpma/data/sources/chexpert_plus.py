@@ -47,7 +47,8 @@ _EXTRA: Final = pa.schema(
     [
         pa.field("age", pa.int32()),
         pa.field("sex", pa.string()),
-        pa.field("uncertain", pa.list_(pa.string())),
+        pa.field("labels_uncertain", pa.list_(pa.string())),
+        pa.field("labels_negative", pa.list_(pa.string())),
     ]
 )
 _Zipped = dict[str, tuple[str, ZipMember]]
@@ -207,7 +208,8 @@ class ChexpertPlusSource:
             extra={
                 "age": as_whole(row["age"]),
                 "sex": as_text(row["sex"]) or None,
-                "uncertain": None if codes is None else codes.uncertain(),
+                "labels_uncertain": None if codes is None else codes.uncertain(),
+                "labels_negative": None if codes is None else codes.negative(),
             },
         )
 
