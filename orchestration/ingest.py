@@ -1,4 +1,4 @@
-"""python -m orchestration.ingest: from an archive to a dataset directory.
+"""python -m orchestration.ingest: from an archive, or from other datasets, to a dataset directory.
 
 Heavy imports stand inside functions, so that --help answers at once.
 """
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mpma.errors import UserError
 from orchestration.command import program, run
 
 app = program(
@@ -21,21 +22,44 @@ app = program(
 @app.command()
 def main(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Layout of the archive: openi (the publisher's XML and PNG), manifest (tables of paths or "
             "embedded images), mimic_cxr (MIMIC-CXR-JPG with its reports), chexpert_plus, padchest, "
             "covid_chestxray (its cloned repository), nih14 (ChestX-ray14, labels), vqamed2019 (questions), "
-            "masks (folders of images and masks) or phantom (synthetic pairs, made on the spot)."
+            "masks (folders of images and masks) or phantom (synthetic pairs, made on the spot). Or "
+            "merge: the roots are datasets, which become one.",
+            show_default=False,
         ),
-    ],
-    root: Annotated[
-        str | None, typer.Argument(help="The archive's folder or table file; phantom has none.")
+    ] = None,
+    roots: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The archive's folder or table file; phantom has none, merge has two or more.",
+            metavar="ROOT",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         str,
         typer.Option("--out", help="Dataset directory to make: a path or a URI such as s3://bucket/name."),
     ] = "",
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            "--onto",
+            help="Add the archive to this dataset: --out gets the pairs of both, known patients keep their "
+            "splits, and the dataset itself is not changed.",
+        ),
+    ] = None,
+    keep_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--keep-tokenizer",
+            help="With --onto or merge: keep the (first) dataset's tokeniser, so that a model trained on it "
+            "can go on. Default: train one on the new training split.",
+        ),
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,10 +146,15 @@ def main(
 ) -> None:
     from orchestration import ingest_command
 
+    if source is None:
+        raise UserError("no source is named", "python -m orchestration.ingest SOURCE ROOT --out DIRECTORY")
     ingest_command.execute(
         ingest_command.Request(
             source=source,
-            root=root,
+            root=roots[0] if roots else None,
+            roots=tuple(roots or ()),
+            onto=onto,
+            keep_tokenizer=keep_tokenizer,
             out=out,
             overrides=list(overrides or []),
             row_filter=row_filter,

@@ -20,12 +20,15 @@ from rich.table import Table
 from mpma.data.dataset_info import QUARANTINE_FILE, DatasetInfo
 from mpma.data.hashing import DEFAULT_KEY_FILE, PUBLIC_KEY, load_or_create_key
 from mpma.data.ingest_plan import IngestOptions, IngestPlan, hashes_pair_ids, plan_ingest
+from mpma.data.joining import ROW_OF_DATASET, JoinedDatasets, join
 from mpma.data.pairs import SPLITS
 from mpma.data.quality import REASONS, QualityConfig, check_item
 from mpma.data.sources import build_source, source_kind
+from mpma.data.sources.contract import Source
 from mpma.data.splits import parse_fractions
 from mpma.errors import UserError
-from orchestration.ingesting import IngestResult, carry_out, prepare
+from orchestration.growing import MERGE, assumptions, joined_line, open_parents, prepare_joined
+from orchestration.ingesting import IngestResult, PreparedIngest, carry_out, prepare
 from orchestration.progress import progress_bar
 from orchestration.quality_options import split_overrides, thresholds
 
@@ -56,14 +59,91 @@ class Request:
     cpus: int | None
     hash_pair_ids: bool | None = None
     """None: as the source says of its ids."""
+    roots: tuple[str, ...] = ()
+    """All roots that were typed; `root` is the first of them."""
+    onto: str | None = None
+    keep_tokenizer: bool = False
+    plan: bool = False
 
 
 def execute(request: Request) -> None:
     """Do what the command line asks for. Raises `UserError` for what the user can mend."""
+    if not request.out and not (request.check or request.plan):
+        raise UserError("--out is missing", "name the dataset directory to make, such as --out datasets/NAME")
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    _carry_out(request, (_merge if request.source == MERGE else _archive)(request, notes), notes)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a command line asks for, resolved."""
+
+    source: Source
+    options: IngestOptions
+    key: bytes | None
+    synthetic: bool
+    joined: JoinedDatasets | None
+
+    def plan(self, watcher: ProgressWatcher) -> IngestPlan:
+        """Listed and decided, nothing written."""
+        if self.joined is not None:
+            return self.joined.plan(self.options, self.key, watcher.listed)
+        assert self.key is not None
+        return plan_ingest(self.source, self.options, self.key, watcher.listed)
+
+    def prepare(self, request: Request, watcher: ProgressWatcher) -> PreparedIngest:
+        """The same, once the place has proved to be free."""
+        if self.joined is not None:
+            return prepare_joined(
+                self.joined,
+                request.out,
+                key=self.key,
+                options=self.options,
+                overwrite=request.overwrite,
+                watcher=watcher,
+            )
+        assert self.key is not None
+        return prepare(
+            self.source,
+            request.out,
+            key=self.key,
+            options=self.options,
+            synthetic=self.synthetic,
+            overwrite=request.overwrite,
+            watcher=watcher,
+        )
+
+
+def _merge(request: Request, notes: Console) -> _Job:
+    assignments, overrides = split_overrides(request.overrides)
+    for given, name in ((overrides, "--set"), (request.row_filter, "--filter")):
+        if given:
+            raise UserError(f"{name}: merge takes every row as it is", "leave it out")
+    if request.onto is not None:
+        raise UserError("--onto: merge takes datasets only", "name all of them behind merge")
+    parents = open_parents(request.roots, request.out)
+    if len(parents) < 2:
+        raise UserError(
+            "merge needs two datasets or more", "python -m orchestration.ingest merge datasets/a datasets/b"
+        )
+    joined = join(parents, keep_tokenizer=request.keep_tokenizer)
+    for line in assumptions(joined):
+        notes.print(f"{MERGE}: {line}", markup=False)
+    quality = QualityConfig(**thresholds(assignments, request.min_words, request.min_side))
+    options = _options(request, joined.synthetic, quality)
+    return _Job(joined.archive, options, None, joined.synthetic, joined)
+
+
+def _archive(request: Request, notes: Console) -> _Job:
     kind = source_kind(request.source)
     synthetic = not kind.needs_root
-    if not request.out and not request.check:
-        raise UserError("--out is missing", "name the dataset directory to make, such as --out datasets/NAME")
+    if len(request.roots) > 1:
+        raise UserError(
+            f"{request.source} takes one root and {len(request.roots)} are given",
+            "several datasets are joined with: python -m orchestration.ingest merge datasets/a datasets/b",
+        )
+    if request.keep_tokenizer and request.onto is None:
+        raise UserError("--keep-tokenizer: there is none to keep", "it goes with --onto, or with merge")
     if synthetic and request.root is not None:
         raise UserError(f"{request.source} takes no root", "leave it out; its options are given with --set")
     assignments, overrides = split_overrides(request.overrides)
@@ -78,15 +158,25 @@ def execute(request: Request) -> None:
     options = _options(
         request, synthetic, QualityConfig(**{"min_report_words": int(source.reports_expected), **given})
     )
-    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    parents = [] if request.onto is None else open_parents([request.onto], request.out)
     for line in source.assumptions():
         notes.print(f"{request.source}: {line}", markup=False)
     if hashes_pair_ids(source, options):
         notes.print(f"{request.source}: pair ids are stored as keyed hashes", markup=False)
     key = PUBLIC_KEY if synthetic else _key(request, notes)
+    joined = None
+    if parents:
+        joined = join(parents, source, key=key, synthetic=synthetic, keep_tokenizer=request.keep_tokenizer)
+        for line in assumptions(joined):
+            notes.print(f"{request.source}: {line}", markup=False)
+    return _Job(source, options, key, synthetic, joined)
+
+
+def _carry_out(request: Request, job: _Job, notes: Console) -> None:
+    options = job.options
     if request.check:
         with ProgressWatcher(notes) as watcher:
-            plan = plan_ingest(source, options, key, watcher.listed)
+            plan = job.plan(watcher)
         _show(check_summary(plan, options), request.as_json, "Checked, nothing read and nothing written")
         return
 
@@ -95,15 +185,7 @@ def execute(request: Request) -> None:
     try:
         with ProgressWatcher(notes) as watcher:
             # Ray starts only once the root has proved to be what it should be.
-            prepared = prepare(
-                source,
-                request.out,
-                key=key,
-                options=options,
-                synthetic=synthetic,
-                overwrite=request.overwrite,
-                watcher=watcher,
-            )
+            prepared = job.prepare(request, watcher)
             with connected(request.address, request.cpus, dashboard=False):
                 result = carry_out(prepared, watcher)
     except KeyboardInterrupt:
@@ -140,6 +222,11 @@ def _key(request: Request, notes: Console) -> bytes:
         raise UserError(
             f"--key-file {place}: inside the dataset directory",
             "the key undoes the hashing of patients; keep it apart from the dataset",
+        )
+    if request.onto is not None and not file.exists():
+        raise UserError(
+            f"{place}: there is no patient key, and adding to a dataset needs the one it was made with",
+            "name it with --key-file",
         )
     key, created = load_or_create_key(place)
     if created:
@@ -213,6 +300,7 @@ def summary(result: IngestResult, out: str) -> dict[str, Any]:
         "grey_mean": round(info.images.grey_mean, 4),
         "grey_deviation": round(info.images.grey_deviation, 4),
         "short_side_median": info.images.short_side_median,
+        "history": [step.model_dump() for step in info.history],
     }
 
 
@@ -227,7 +315,9 @@ def check_summary(plan: IngestPlan, options: IngestOptions) -> dict[str, Any]:
     patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     for part in plan.parts:
         for item in part.items():
-            refused = check_item(item, options.quality)
+            # A dataset's rows were judged when they came into it.
+            stored = ROW_OF_DATASET in item.locator
+            refused = None if stored else check_item(item, options.quality)
             if refused is not None:
                 reasons[refused.reason] += 1
             else:
@@ -281,6 +371,8 @@ def _closing_lines(values: dict[str, Any], refused: int) -> list[str]:
         lines.insert(-2, f"masks: {values['masks']}, of which {values['empty_masks']} are empty")
     if values["questions"]:
         lines.insert(-2, f"questions: {values['questions']}")
+    if values["history"][-1]["parents"]:
+        lines.insert(-2, joined_line(values["history"][-1]))
     if refused:
         lines.append(f"why each was refused: {os.path.join(values['out'], QUARANTINE_FILE)}")
     return lines

@@ -22,7 +22,11 @@ import pyarrow as pa
 from mpma.data.dataset import Dataset
 from mpma.data.dataset_directory import check_free, unfinished_dataset
 from mpma.data.dataset_writing import Part, finish_dataset
+from mpma.data.hashing import key_name
+from mpma.data.history import Origin
 from mpma.data.ingest_plan import IngestOptions, IngestPlan, PartPlan, plan_ingest
+from mpma.data.joined_rows import JoinedPartMaker
+from mpma.data.joining import JoinedDatasets
 from mpma.data.pair_rows import PartMaker
 from mpma.data.quality import QualityConfig
 from mpma.data.shards import shard_schema
@@ -85,11 +89,20 @@ class PreparedIngest:
 
     source: Source
     out: str
-    key: bytes
+    key_name: str
     options: IngestOptions
     synthetic: bool
     overwrite: bool
     plan: IngestPlan
+    joined: JoinedDatasets | None = None
+    """The datasets that are taken over, where there are some; `source` is then what is added to them."""
+
+    def maker(self) -> PartMaker:
+        """What makes each part of the plan."""
+        storage = open_storage(self.out)
+        if self.joined is None:
+            return PartMaker(self.source, self.options, storage)
+        return JoinedPartMaker(self.source, self.options, storage, self.joined)
 
 
 def prepare(
@@ -120,7 +133,7 @@ def prepare(
     check_free(open_storage(out), overwrite=overwrite)
     plan = plan_ingest(source, options, key, watcher.listed)
     watcher.planned(sum(part.candidates for part in plan.parts))
-    return PreparedIngest(source, out, key, options, synthetic, overwrite, plan)
+    return PreparedIngest(source, out, key_name(key), options, synthetic, overwrite, plan)
 
 
 def carry_out(prepared: PreparedIngest, watcher: Watcher | None = None) -> IngestResult:
@@ -129,24 +142,28 @@ def carry_out(prepared: PreparedIngest, watcher: Watcher | None = None) -> Inges
     Raises `UserError` where the place is taken or nothing is left to train on, `JobError` where the work
     broke off. Parts that are whole are kept for the same ingest again.
     """
-    source, options, plan, watcher = prepared.source, prepared.options, prepared.plan, watcher or Silent()
-    storage = open_storage(prepared.out)
+    options, plan, joined, watcher = prepared.options, prepared.plan, prepared.joined, watcher or Silent()
+    storage, maker = open_storage(prepared.out), prepared.maker()
+    origin = Origin("ingest", prepared.source.name) if joined is None else joined.origin()
+    tokenizer = None if joined is None else joined.tokenizer()
     with unfinished_dataset(storage, plan.identity, overwrite=prepared.overwrite):
-        parts = _make_parts(plan, PartMaker(source, options, storage), watcher)
+        parts = _make_parts(plan, maker, watcher)
         watcher.finishing()
         _check_shared(storage, parts)
         finish_dataset(
             storage,
             parts,
             plan.rejections,
-            key=prepared.key,
+            key_name=prepared.key_name,
             synthetic=prepared.synthetic,
-            columns=shard_schema(source.extra_schema()).names,
+            columns=shard_schema(maker.extra_schema()).names,
             vocabulary_size=options.vocabulary_size,
             truncated_at=options.truncated_at,
             drift_effect=options.quality.drift_effect,
+            tokenizer=tokenizer,
+            origin=origin,
         )
-    return IngestResult(Dataset.open(prepared.out), plan.candidates)
+    return IngestResult(Dataset.open(prepared.out), plan.candidates + len(origin.carried))
 
 
 def _make_parts(plan: IngestPlan, maker: PartMaker, watcher: Watcher) -> list[Part]:

@@ -146,7 +146,7 @@ class Dataset:
                 f"row {wanted.min()} or {wanted.max()} is outside the {first[-1]} rows of {split}"
             )
         if not len(wanted):
-            return self._schema(columns).empty_table()
+            return self.schema(columns).empty_table()
         group_of_row = np.searchsorted(first, wanted, side="right") - 1
         groups, position = np.unique(group_of_row, return_inverse=True)
         group_count = [len(shard.row_group_rows) for shard in self.shards(split)]
@@ -159,6 +159,11 @@ class Dataset:
         # Where each group that was read begins in the concatenation.
         begins = np.cumsum([0, *(first[groups + 1] - first[groups])])[:-1]
         return pa.concat_tables(tables).take(pa.array(begins[position] + wanted - first[group_of_row]))
+
+    def schema(self, columns: Sequence[str] | None = None) -> pa.Schema:
+        """Arrow schema of the rows."""
+        split = next(name for name in SPLITS if self.shards(name))
+        return self.read_row_groups(split, 0, [], columns).schema
 
     def verify(self) -> None:
         """Read every file and compare its hash with the marker's.
@@ -179,10 +184,6 @@ class Dataset:
         shards = itertools.chain.from_iterable(map(self.shards, SPLITS))
         named = [] if self.info.quality is None else [self.info.quality.near_duplicates]
         return [*shards, self.info.tokenizer, self.info.quarantine, *named]
-
-    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
-        split = next(name for name in SPLITS if self.shards(name))
-        return self.read_row_groups(split, 0, [], columns).schema
 
     def _check_lengths(self) -> None:
         found = self.storage.sizes()

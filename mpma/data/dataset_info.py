@@ -2,8 +2,9 @@
 
 Decisions: the marker names every shard with its length and hash, so that a torn dataset is seen
 before a run begins; the fingerprint is a hash over the shards' hashes, the tokeniser's and the schema
-version, so it names the content and not the place or the time; unknown keys are refused, a marker of
-another schema version is refused before anything else is looked at. No identifier stands here.
+version, so it names the content and not the place or the time; for the same reason the history has no
+dates, so that equal inputs give an equal marker; unknown keys are refused, a marker of another schema
+version is refused before anything else is looked at. No identifier stands here.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mpma.data.file_info import FileInfo
 from mpma.data.pairs import SCHEMA_VERSION
@@ -63,7 +65,7 @@ class ImagesInfo(StrictConfig):
     """The training split's images, for normalisation and for the choice of the target's scale."""
 
     grey_mean: float
-    """Mean of all stored pixels, scaled 0..1."""
+    """Mean of all stored pixels, scaled 0..1; those of an archive count before JPEG rounds them."""
     grey_deviation: float
     """Their standard deviation."""
     short_side_median: int
@@ -105,6 +107,38 @@ class QuarantineInfo(FileInfo):
     """How many for each reason code."""
 
 
+class ParentInfo(StrictConfig):
+    """A dataset whose pairs another one took over."""
+
+    fingerprint: str
+    """Its fingerprint."""
+    pairs: int
+    """Pairs it had, in all splits."""
+
+
+class HistoryStep(StrictConfig):
+    """One command that made a dataset, this one or one that its pairs come from."""
+
+    step: Literal["ingest", "onto", "merge"]
+    """`ingest`: from an archive alone; `onto`: an archive added to a dataset; `merge`: datasets alone."""
+    source: str | None
+    """Name of the archive's source; None for a merge."""
+    parents: list[ParentInfo]
+    """The datasets taken over, in the order in which they were named; none for an ingest."""
+    candidates: int
+    """The parents' pairs and everything that the archive listed."""
+    quarantined: dict[str, int]
+    """How many of these the step refused, by reason; what the parents had refused is not among them."""
+    pairs: dict[str, int]
+    """Pairs of the result by split: the candidates less the quarantined."""
+    tokenizer: Literal["trained", "kept"]
+    """Whether the tokeniser was trained on the result or taken over from the first parent."""
+    fingerprint: str
+    """That of the result."""
+    software: dict[str, str]
+    """Versions that took the step."""
+
+
 class DatasetInfo(StrictConfig):
     """Content of `dataset.json`."""
 
@@ -134,6 +168,8 @@ class DatasetInfo(StrictConfig):
     """What stands twice, and how the splits differ. None: written before it was looked at."""
     software: dict[str, str]
     """Versions that wrote it."""
+    history: list[HistoryStep] = Field(default=[])
+    """The steps that led here, its own last. Empty: made from no archive, or before this was kept."""
 
     def to_json(self) -> bytes:
         return (json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()

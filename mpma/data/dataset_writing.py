@@ -38,6 +38,7 @@ from mpma.data.dataset_info import (
 )
 from mpma.data.dataset_quality import MarkedShard, dataset_quality
 from mpma.data.hashing import PUBLIC_KEY, key_name
+from mpma.data.history import Origin
 from mpma.data.images import read_grey
 from mpma.data.pair_marks import pair_mark
 from mpma.data.pairs import SCHEMA_VERSION, SPLITS, model_text
@@ -157,22 +158,25 @@ def finish_dataset(
     parts: Sequence[Part],
     rejections: Iterable[Rejection],
     *,
-    key: bytes,
+    key_name: str,
     synthetic: bool,
     columns: Sequence[str],
     vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
     truncated_at: int = DEFAULT_TRUNCATED_AT,
     tokenizer: bytes | None = None,
     drift_effect: float = DEFAULT_DRIFT_EFFECT,
+    origin: Origin | None = None,
 ) -> DatasetInfo:
     """Tokeniser, quarantine and, last of all, the marker; then the records of the parts go.
 
     Args:
         parts: in row order within each split.
         rejections: those that belong to no part.
+        key_name: `mpma.data.hashing.key_name` of the key that names the patients.
         tokenizer: content of a `tokenizer.json` to use; None trains one on the training split's reports,
             or, where it has none at all, on its questions.
         drift_effect: differences between splits above it are marked.
+        origin: what the marker's history tells; None where the rows come from no archive.
 
     Raises `UserError` where no pair is left to train on.
     """
@@ -185,6 +189,7 @@ def finish_dataset(
             "check the root and the options of the source; docs/data.md explains the reasons",
         )
     total = merged(part.statistics for part in parts)
+    kept = tokenizer is not None
     if tokenizer is None:
         words = _texts if splits["train"].reports else _question_texts
         tokenizer = train_tokenizer(words(storage, splits["train"].shards), vocabulary_size)
@@ -200,12 +205,16 @@ def finish_dataset(
     ]
     quality = dataset_quality(storage, marked, by_split, drift_effect)
     tokenizer_file = storage.write(TOKENIZER_FILE, tokenizer)
+    name, software, history = fingerprint(splits, tokenizer_file.sha256), software_versions(), []
+    if origin is not None:
+        history = origin.history(splits, refused, name, "kept" if kept else "trained", software)
+        refused += origin.carried
     quarantine_file = _write_quarantine(storage, refused)
     info = DatasetInfo(
         schema_version=SCHEMA_VERSION,
-        fingerprint=fingerprint(splits, tokenizer_file.sha256),
+        fingerprint=name,
         synthetic=synthetic,
-        key_name=key_name(key),
+        key_name=key_name,
         columns=list(columns),
         splits=splits,
         images=by_split["train"].images(),
@@ -227,7 +236,8 @@ def finish_dataset(
             reasons=_reasons(refused),
         ),
         quality=quality,
-        software=software_versions(),
+        software=software,
+        history=history,
     )
     storage.write(MARKER, info.to_json())
     end_unfinished(storage)
@@ -267,7 +277,7 @@ def write_dataset(
             storage,
             parts,
             [],
-            key=key,
+            key_name=key_name(key),
             synthetic=synthetic,
             columns=schema.names,
             vocabulary_size=vocabulary_size,

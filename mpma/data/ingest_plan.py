@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -103,29 +103,48 @@ def plan_ingest(
     Raises `UserError` where the source does.
     """
     options = options.model_copy(update={"hash_pair_ids": hashes_pair_ids(source, options)})
+    pair_too = bool(options.hash_pair_ids)
+    entries = (
+        entry if isinstance(entry, Rejection) else hashed_item(entry, key, pair_too)
+        for entry in source.items()
+    )
+    return plan_entries(entries, options, conditions(source, options, key_name(key)), listed)
+
+
+def plan_entries(
+    entries: Iterable[Item | Rejection],
+    options: IngestOptions,
+    conditions: str,
+    listed: Callable[[int], None] | None = None,
+) -> IngestPlan:
+    """Decide the splits of what was listed, and cut the work.
+
+    Args:
+        entries: patients and studies are keyed hashes already.
+        conditions: everything else that the bytes of the dataset depend on.
+        listed: told now and then how many candidates have been listed.
+    """
     checks = CrossRowChecks()
     identity = hashlib.blake2b(digest_size=16)
-    identity.update(_conditions(source, options, key).encode())
+    identity.update(conditions.encode())
     rejections: list[Rejection] = []
     chunks: list[bytes] = []
     waiting: list[Item] = []
     rows_of_patient: Counter[str] = Counter()
     given: dict[str, str] = {}
     count = 0
-    for entry in source.items():
+    for entry in entries:
         count += 1
+        identity.update(repr(entry).encode("utf-8", "surrogatepass"))
         if isinstance(entry, Rejection):
             rejections.append(entry)
-            identity.update(repr(entry).encode("utf-8", "surrogatepass"))
         else:
-            item = _hashed(entry, key, bool(options.hash_pair_ids))
-            identity.update(repr(item).encode("utf-8", "surrogatepass"))
-            if _can_be_judged(item):
-                checks.observe(item)
-                rows_of_patient[item.patient_id] += 1
-                if item.split is not None:
-                    given[item.patient_id] = item.split
-            waiting.append(item)
+            if can_be_judged(entry):
+                checks.observe(entry)
+                rows_of_patient[entry.patient_id] += 1
+                if entry.split is not None:
+                    given[entry.patient_id] = entry.split
+            waiting.append(entry)
             if len(waiting) == CHUNK_ITEMS:
                 chunks.append(pack_items(waiting))
                 waiting = []
@@ -148,7 +167,7 @@ def _judged(chunks: list[bytes], checks: CrossRowChecks, rejections: list[Reject
     while chunks:
         # Dropped one by one, so that listing and plan are never both whole in memory.
         for item in unpack_items(chunks.pop()):
-            refused = checks.judge(item) if _can_be_judged(item) else None
+            refused = checks.judge(item) if can_be_judged(item) else None
             if refused is None:
                 yield item
             else:
@@ -189,14 +208,14 @@ def pairs_per_shard(candidates: int) -> int:
     return min(max(wanted, SMALLEST_SHARD), LARGEST_SHARD)
 
 
-def _conditions(source: Source, options: IngestOptions, key: bytes) -> str:
+def conditions(source: Source, options: IngestOptions, key_name: str) -> str:
     """Everything but the listing that the bytes of a dataset depend on."""
     versions = sorted(software_versions().items())
     schema = [(field.name, str(field.type)) for field in source.extra_schema()]
-    return repr((SCHEMA_VERSION, source.name, schema, options.model_dump_json(), key_name(key), versions))
+    return repr((SCHEMA_VERSION, source.name, schema, options.model_dump_json(), key_name, versions))
 
 
-def _can_be_judged(item: Item) -> bool:
+def can_be_judged(item: Item) -> bool:
     """Whether a row can be compared with others; without an identity its own check refuses it."""
     known_split = item.split is None or item.split in SPLITS
     return bool(item.patient_id) and not is_missing(item.pair_id) and known_split
@@ -209,7 +228,7 @@ def hashes_pair_ids(source: Source, options: IngestOptions) -> bool:
     return bool(getattr(source, "pair_ids_are_identifying", False))
 
 
-def _hashed(item: Item, key: bytes, pair_too: bool) -> Item:
+def hashed_item(item: Item, key: bytes, pair_too: bool) -> Item:
     """The item with keyed hashes for patient and study; a missing patient stays missing."""
     patient = "" if is_missing(item.patient_id) else keyed_hash(key, "patient", item.patient_id)
     # Without a study of its own an image is one; the pair's id keeps it apart from all others.

@@ -47,12 +47,16 @@ class PartMaker:
         done = finished_part(self.storage, plan.name)
         if done is not None:
             return done
-        schema = shard_schema(self.source.extra_schema())
+        schema = shard_schema(self.extra_schema())
         return write_part(self.storage, plan.name, plan.split, schema, self.rows(plan.items()))
+
+    def extra_schema(self) -> pa.Schema:
+        """The columns behind the pair's own."""
+        return self.source.extra_schema()
 
     def rows(self, items: Iterable[Item]) -> Iterator[Row | Rejection]:
         """A row or a refusal for each item, in order."""
-        extra_schema = self.source.extra_schema()
+        extra_schema = self.extra_schema()
         for item in items:
             yield make_row(item, self.source, self.options, extra_schema)
 

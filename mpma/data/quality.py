@@ -192,9 +192,10 @@ class CrossRowChecks:
         """Second pass: refuse a torn patient's rows, and every later row of an id."""
         if item.patient_id in self._torn:
             return Rejection(item.path, item.pair_id, "patient_in_two_splits")
-        if item.pair_id in self._seen:
+        name = item.stored_id or item.pair_id
+        if name in self._seen:
             return Rejection(item.path, item.pair_id, "duplicate_id")
-        self._seen.add(item.pair_id)
+        self._seen.add(name)
         return None
 
 

@@ -9,7 +9,7 @@ open the file for each read: a footer costs well under a millisecond, and nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import pyarrow as pa
@@ -76,6 +76,12 @@ class ShardWriter:
         self._flush()
         self._writer.close()
 
+    def _abandon(self) -> None:
+        # Else it would try to end its file when it is collected, after the sink was closed.
+        with suppress(Exception):
+            self._writer.close()
+        self._writer.is_open = False
+
     def _finished(self) -> ShardInfo:
         return ShardInfo(
             path=self._name,
@@ -91,8 +97,12 @@ def new_shard(storage: Storage, name: str, schema: pa.Schema) -> Iterator[ShardW
     """A writer whose shard appears under `name` when the block ends well, and never otherwise."""
     with storage.new_file(name) as sink:
         writer = ShardWriter(sink, name, schema)
-        yield writer
-        writer._close()
+        try:
+            yield writer
+            writer._close()
+        except BaseException:
+            writer._abandon()
+            raise
     writer.info = writer._finished()
 
 

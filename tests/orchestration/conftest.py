@@ -1,4 +1,4 @@
-"""One small Ray for all tests of this folder that need one."""
+"""One small Ray for all tests of this folder that need one, and none for those that do not."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no Ray were running, whatever other tests have started."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)

@@ -34,14 +34,6 @@ from orchestration.phantom_data import ensure_phantom
 SMALL_SHARDS = IngestOptions(pairs_per_shard=64)
 
 
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if no Ray were running, whatever other tests have started."""
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-
-
 def phantom(train: int = 200) -> Source:
     return build_source("phantom", None, [f"train_pairs={train}", "val_pairs=64", "test_pairs=3", "size=64"])
 
