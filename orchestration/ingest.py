@@ -134,6 +134,15 @@ def main(
             "--check", help="List, check texts and splits, print the table, read no pixel, write nothing."
         ),
     ] = False,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            "--verify",
+            metavar="DIRECTORY",
+            help="Read a finished dataset anew, compare hashes, rows, images, patients and figures, and name "
+            "every defect by file, row and reason; exit code 1 where there is one.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     address: Annotated[
         str | None,
@@ -144,6 +153,13 @@ def main(
         typer.Option("--cpus", "--workers", min=1, help="Tasks at once on this machine. Default: its CPUs."),
     ] = None,
 ) -> None:
+    if verify is not None:
+        if source is not None:
+            raise UserError("--verify takes no source", "python -m orchestration.ingest --verify DIRECTORY")
+        from orchestration import verify_command
+
+        verify_command.execute(verify, as_json, address, cpus)
+        return
     from orchestration import ingest_command
 
     if source is None:

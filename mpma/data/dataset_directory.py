@@ -81,7 +81,7 @@ def unfinished_dataset(
 def check_free(storage: Storage, *, overwrite: bool = False) -> None:
     """Raises `UserError` where a dataset may not be written: before hours of work, not after."""
     names = set(storage.sizes())
-    foreign = [name for name in names if not _is_own(name)]
+    foreign = [name for name in names if not is_own(name)]
     if foreign or (names and not names & {MARKER, UNFINISHED, LOCK}):
         # Counted and not named: it may be an archive, whose file names tell of patients.
         raise UserError(
@@ -99,7 +99,7 @@ def end_unfinished(storage: Storage) -> None:
     """Drop what only mattered until the marker stood: the parts' records, the plan, the lock."""
     for name in storage.sizes():
         record = "/" in name and name.endswith(RECORD_SUFFIX)
-        if _is_own(name) and (record or name in (UNFINISHED, LOCK) or name.endswith(TEMPORARY_SUFFIX)):
+        if is_own(name) and (record or name in (UNFINISHED, LOCK) or name.endswith(TEMPORARY_SUFFIX)):
             storage.remove(name)
 
 
@@ -113,11 +113,12 @@ def _begun_plan(storage: Storage) -> str | None:
 def _clear(storage: Storage) -> None:
     # The marker first: from here on nothing is readable, rather than something that is half gone.
     for name in sorted(storage.sizes(), key=lambda name: name != MARKER):
-        if _is_own(name) and name not in (UNFINISHED, LOCK):
+        if is_own(name) and name not in (UNFINISHED, LOCK):
             storage.remove(name)
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a file of this name may stand in a dataset directory, finished or not."""
     folder, _, file = name.rpartition("/")
     if file.endswith(TEMPORARY_SUFFIX):
         return folder in ("", *SPLITS)

@@ -181,7 +181,7 @@ def finish_dataset(
     Raises `UserError` where no pair is left to train on.
     """
     refused = [*rejections, *(item for part in parts for item in part.rejections)]
-    splits = {name: _split_info([part for part in parts if part.split == name]) for name in SPLITS}
+    splits = {name: split_info([part for part in parts if part.split == name]) for name in SPLITS}
     if not splits["train"].pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in _reasons(refused).items())
         raise UserError(
@@ -286,7 +286,8 @@ def write_dataset(
     return Dataset.open(location, filesystem)
 
 
-def _split_info(parts: Sequence[Part]) -> SplitInfo:
+def split_info(parts: Sequence[Part]) -> SplitInfo:
+    """What the marker says of a split with these parts, in row order."""
     statistics = merged(part.statistics for part in parts)
     return SplitInfo(
         pairs=statistics.pairs,
@@ -332,6 +333,11 @@ def _reports_info(
     texts = (text for _, text in _texts(storage, shards) if text)
     while chunk := [text for _, text in zip(range(512), texts, strict=False)]:
         counts.update(tokenizer.lengths(chunk).tolist())
+    return reports_info(counts, truncated_at)
+
+
+def reports_info(counts: Mapping[int, int], truncated_at: int) -> ReportsInfo:
+    """What the marker says of reports of which so many have each length in tokens."""
     return ReportsInfo(
         tokens_median=quantile(counts, 0.5),
         tokens_p95=quantile(counts, 0.95),
