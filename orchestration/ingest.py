@@ -143,6 +143,14 @@ def main(
             "every defect by file, row and reason; exit code 1 where there is one.",
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="As --check, then time a few dozen images: forecast pairs, bytes and hours (here and on "
+            "--cpus), and whether --out has room. Nothing is written.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     address: Annotated[
         str | None,
@@ -186,6 +194,7 @@ def main(
             max_tokens=max_tokens,
             overwrite=overwrite,
             check=check,
+            plan=plan,
             as_json=as_json,
             address=address,
             cpus=cpus,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from mpma.data.dataset_info import QUARANTINE_FILE, DatasetInfo
 from mpma.data.hashing import DEFAULT_KEY_FILE, PUBLIC_KEY, load_or_create_key
 from mpma.data.ingest_plan import IngestOptions, IngestPlan, hashes_pair_ids, plan_ingest
 from mpma.data.joining import ROW_OF_DATASET, JoinedDatasets, join
+from mpma.data.pair_rows import PartMaker
 from mpma.data.pairs import SPLITS
 from mpma.data.quality import REASONS, QualityConfig, check_item
 from mpma.data.sources import build_source, source_kind
 from mpma.data.sources.contract import Source
 from mpma.data.splits import parse_fractions
+from mpma.data.storage import open_storage
 from mpma.errors import UserError
 from orchestration.growing import MERGE, assumptions, joined_line, open_parents, prepare_joined
 from orchestration.ingesting import IngestResult, PreparedIngest, carry_out, prepare
@@ -174,6 +177,9 @@ def _archive(request: Request, notes: Console) -> _Job:
 
 def _carry_out(request: Request, job: _Job, notes: Console) -> None:
     options = job.options
+    if request.plan:
+        _forecast(request, job, notes)
+        return
     if request.check:
         with ProgressWatcher(notes) as watcher:
             plan = job.plan(watcher)
@@ -194,6 +200,28 @@ def _carry_out(request: Request, job: _Job, notes: Console) -> None:
         )
         raise
     _show(summary(result, request.out), request.as_json, "Dataset")
+
+
+def _forecast(request: Request, job: _Job, notes: Console) -> None:
+    from orchestration.ingest_forecast import cpus_to_show, forecast, lines, measure, sample_items
+
+    if job.joined is not None:
+        raise UserError(
+            "--plan forecasts an archive alone", "leave out --onto; --check counts what a growth would hold"
+        )
+    begun = time.perf_counter()
+    with ProgressWatcher(notes) as watcher:
+        plan = job.plan(watcher)
+    listing_seconds = time.perf_counter() - begun
+    values = check_summary(plan, job.options)
+    maker = PartMaker(job.source, job.options, open_storage(request.out))
+    measured = measure(maker, sample_items(plan, job.options))
+    cpus = cpus_to_show(request.cpus)
+    values |= forecast(values["kept"], len(plan.parts), measured, listing_seconds, cpus, request.out)
+    _show(values, request.as_json, "By the tables alone")
+    if not request.as_json:
+        for line in lines(values):
+            print(line)
 
 
 def _options(request: Request, synthetic: bool, quality: QualityConfig) -> IngestOptions:

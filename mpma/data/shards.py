@@ -106,6 +106,21 @@ def new_shard(storage: Storage, name: str, schema: pa.Schema) -> Iterator[ShardW
     writer.info = writer._finished()
 
 
+def encoded_length(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+    """Bytes that a shard of these rows has, hashed as it would be and kept nowhere."""
+    writer = ShardWriter(HashingSink(_Nowhere()), "", schema)
+    for row in rows:
+        writer.add(row)
+    writer._close()
+    return writer._finished().bytes
+
+
+class _Nowhere:
+    """Takes what is written and keeps nothing."""
+
+    def write(self, data: Any) -> None: ...
+
+
 def read_row_groups(
     storage: Storage, shard: ShardInfo, groups: Sequence[int], columns: Sequence[str] | None = None
 ) -> pa.Table:
