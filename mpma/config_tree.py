@@ -1,17 +1,17 @@
 """From files and `--set` to one strict tree, whatever it configures.
 
 Decisions: precedence is defaults < base file < file < `--set`; every value's origin is kept so that it can
-be shown; no environment variable is read; YAML is loaded safely and `1e-4` is a number; a mistake is one
-line with the nearest known key. Torch-free.
+be shown; no environment variable is read; YAML is loaded safely, its aliases may not multiply it without
+bound, and `1e-4` is a number; a mistake is one line with the nearest known key. Torch-free.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +20,9 @@ from mpma.errors import UserError
 from mpma.strict import StrictConfig, dotted_keys, split_assignment
 
 Tree = TypeVar("Tree", bound=StrictConfig)
+
+MAX_YAML_VALUES: Final = 100_000
+"""Values of a YAML text with every alias written out; a few lines of aliases of aliases make billions."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +39,9 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(problem="a key is a list or mapping", problem_mark=key_node.start_mark)
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
@@ -49,14 +54,42 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 
 
 def parse_value(text: str) -> Any:
-    """The YAML value of one `--set` right side. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    """The value of a YAML text, such as one `--set` right side. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MAX_YAML_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"aliases make it more than {MAX_YAML_VALUES} values", problem_mark=node.start_mark
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or an alias of itself") from None
+    except (ValueError, OverflowError):
+        # A date that does not exist, a number of thousands of digits.
+        raise yaml.YAMLError("a value that cannot be") from None
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for. Raises RecursionError where it holds itself."""
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` naming the file and line."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        loaded = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "name a recipe, for example recipes/demo.yaml") from None
     except (OSError, UnicodeDecodeError) as error:

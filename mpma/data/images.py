@@ -1,15 +1,15 @@
 """From an archive's image file to the grey picture that is stored: the guards at the door.
 
 Decisions: the first bytes and the declared size are looked at before anything is decoded, so a git-lfs
-pointer, a saved web page and a bomb of declared pixels cost microseconds and no memory. Only raster
-formats are opened (Pillow would hand some others to outside programs). A picture becomes grey uint8:
-colour by the ITU-R 601 weights (equal channels stay exactly what they were), transparency over
-black, EXIF orientation applied, the first frame of an animation. 16-bit grey is scaled linearly by the
-bit depth in use (the smallest of 8, 10, 12, 14 and 16 bits that holds the brightest pixel), never
-stretched between its own minimum and maximum: archives store 12-bit radiographs in 16-bit files, where
-dividing by 65,535 gives a black picture, while a stretch per image would wipe out true differences of
-exposure. DICOM is read by what its header says (`mpma.data.dicom`). What is stored is never larger than
-what came in, and holds no metadata, which in hospital files may name the patient.
+pointer, a saved web page, a bomb of declared pixels and one of scans or tiles (`mpma.data.decoding_cost`)
+cost microseconds and no memory. Only raster formats are opened (Pillow would hand some others to outside
+programs). A picture becomes grey uint8: colour by the ITU-R 601 weights (equal channels stay exactly what
+they were), transparency over black, EXIF orientation applied, the first frame of an animation. 16-bit grey
+is scaled linearly by the bit depth in use (the smallest of 8, 10, 12, 14 and 16 bits that holds the
+brightest pixel), never stretched between its own minimum and maximum: archives store 12-bit radiographs in
+16-bit files, where dividing by 65,535 gives a black picture, while a stretch per image would wipe out true
+differences of exposure. DICOM is read by what its header says (`mpma.data.dicom`). What is stored is never
+larger than what came in, and holds no metadata, which in hospital files may name the patient.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from mpma.data.decoding_cost import refuse_costly
 from mpma.data.dicom import is_dicom, read_dicom
 from mpma.data.jpeg_segments import without_metadata
 from mpma.data.sources.contract import UnreadableImage
@@ -47,6 +48,17 @@ _MAGIC: Final = {
     "TIFF": (b"II*\x00", b"MM\x00*"),
 }
 _BIT_DEPTHS: Final = (8, 10, 12, 14, 16)
+_LINES_AT_ONCE: Final = 256
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it; any other number is none."""
 _TORN_WORDS: Final = ("truncated", "broken", "incomplete", "unrecognized")
 
 # Our own limit answers first; Pillow's softer warning would only be printed beside it.
@@ -192,6 +204,19 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         image.close()
         raise UnreadableImage("too_large", f"declares {width} x {height}, the limit is {max_pixels} pixels")
+    try:
+        refuse_costly(data, image.format or "", width, height, max_pixels)
+        tags = getattr(image, "tag_v2", {})
+        tile_pixels = int(tags.get(ExifTags.Base.TileWidth, 0)) * int(tags.get(ExifTags.Base.TileLength, 0))
+    except UnreadableImage:
+        image.close()
+        raise
+    except Exception as error:  # tags of a damaged header may hold anything
+        image.close()
+        raise UnreadableImage("unreadable_image", type(error).__name__) from None
+    if tile_pixels > max_pixels:
+        image.close()
+        raise UnreadableImage("too_large", f"has tiles of {tile_pixels} pixels, the limit is {max_pixels}")
     return image
 
 
@@ -207,7 +232,8 @@ def _upright_grey(image: Image.Image) -> GreyImage:
         raise UnreadableImage(
             "truncated_image" if torn else "unreadable_image", f"{image.format}, {type(error).__name__}"
         ) from None
-    return _grey(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image)
+    turn = _UPRIGHT.get(_orientation(image))
+    return _grey(image if turn is None else image.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -225,20 +251,33 @@ def _grey(image: Image.Image) -> GreyImage:
     if mode == "F":
         raise UnreadableImage("unsupported_pixels", "floating point: the range of grey is not known")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        black = Image.new("RGBA", over.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, over).convert("RGB")
+        return _over_black(image)
     elif mode == "P":
         image = image.convert("RGB")
     return np.array(image.convert("L"), dtype=np.uint8)
 
 
+def _over_black(image: Image.Image) -> GreyImage:
+    """A picture with transparency, uint8 [H, W]; by lines, since each step holds four channels."""
+    grey = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, _LINES_AT_ONCE):
+        bottom = min(top + _LINES_AT_ONCE, image.height)
+        over = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        black = Image.new("RGBA", over.size, (0, 0, 0, 255))
+        grey[top:bottom] = np.asarray(Image.alpha_composite(black, over).convert("RGB").convert("L"))
+    return grey
+
+
 def _scaled_to_8_bits(values: NDArray[np.generic]) -> GreyImage:
     """Integer grey [H, W] of up to 16 bits to uint8, linear, zero stays zero."""
-    wide = values.astype(np.int64)
-    lowest, highest = int(wide.min()), int(wide.max())
+    lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest > 65535:
         raise UnreadableImage("unsupported_pixels", f"integer grey from {lowest} to {highest}")
     depth = next(bits for bits in _BIT_DEPTHS if highest < 1 << bits)
     top = (1 << depth) - 1
-    return ((wide * 255 + top // 2) // top).astype(np.uint8)
+    scaled = ((np.arange(highest + 1) * 255 + top // 2) // top).astype(np.uint8)
+    grey = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), _LINES_AT_ONCE):
+        # By lines, since an index takes eight bytes a pixel.
+        grey[first : first + _LINES_AT_ONCE] = scaled[values[first : first + _LINES_AT_ONCE]]
+    return grey

@@ -81,11 +81,10 @@ def test_a_link_that_leads_out_or_in_circles_is_not_followed(folder: Path, tmp_p
     with pytest.raises(UnreadableImage) as caught:
         archive.read("out.jpg", 100)
     assert caught.value.reason == "outside_root"
-    with pytest.raises(FileNotFoundError):
-        archive.read("loop.jpg", 100)
-    with pytest.raises(UnreadableImage) as caught:
-        archive.read("pipe.jpg", 100)
-    assert caught.value.reason == "unreadable_image"
+    for name in ("loop.jpg", "pipe.jpg"):
+        with pytest.raises(UnreadableImage) as caught:
+            archive.read(name, 100)
+        assert caught.value.reason == "unreadable_image"
     assert len(list(archive.files("files"))) == 3
 
 

@@ -140,7 +140,7 @@ def test_no_table_of_torn_quotes_has_its_lines_read_over_and_over(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has no header"),
+        (b"", "is empty"),
         (b"\n1,2\n", "has no header"),
         (b"id,text\n1,canary\n", "has no column 'report'"),
         (b"id,report,id\n1,canary,2\n", "has more than one column 'id'"),

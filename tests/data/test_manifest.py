@@ -307,12 +307,12 @@ def test_masks_are_loaded_with_the_image_and_not_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 64 + b"PAR1", b"id,patient\n"])
 def test_an_unreadable_parquet_is_one_line_that_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.parquet").write_bytes(content)
-    with pytest.raises(UserError, match=r"broken\.parquet cannot be read as a table"):
+    with pytest.raises(UserError, match=r"broken\.parquet (cannot be read as a table|is empty)"):
         kept(manifest(tmp_path / "broken.parquet"))
 
 
 def test_an_empty_csv_is_one_line_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"t\.csv cannot be read as a table"):
+    with pytest.raises(UserError, match=r"t\.csv is empty"):
         manifest(write(tmp_path / "t.csv", ""))
 
 

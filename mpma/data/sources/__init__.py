@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from pydantic import ValidationError
 
+from mpma.config_tree import parse_value
 from mpma.data.config import PhantomConfig
 from mpma.data.sources.config import (
     ChexpertPlusOptions,
@@ -138,7 +139,7 @@ def _value(key: str, text: str) -> Any:
         return None
     if stripped.startswith("[") and stripped.endswith("]"):
         try:
-            return yaml.safe_load(stripped)
+            return parse_value(stripped)
         except yaml.YAMLError:
             raise UserError(f"--set {key}: the value is not a valid list", "for example [a, b]") from None
     return text

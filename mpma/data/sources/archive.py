@@ -11,7 +11,7 @@ question costs a round trip.
 
 from __future__ import annotations
 
-import zlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +23,16 @@ import pyarrow.fs as pafs
 
 from mpma.data.sources.contract import UnreadableImage
 from mpma.data.sources.paths import forward, lexically_inside, read_inside
+from mpma.data.sources.table_text import START_BYTES, refuse_what_begins
+from mpma.data.sources.unfolding import DAMAGED as UNPACKING_DAMAGED
+from mpma.data.sources.unfolding import Unfolded, UnfoldsTooFarError
 from mpma.data.storage import open_storage
 from mpma.errors import UserError
 
 READ_AHEAD_BYTES: Final = 1024 * 1024
 """Of a streamed table: readers ask for a few kB at a time, and in a bucket every question is a round trip."""
 
-DAMAGED: Final = (pa.ArrowException, OSError, EOFError, zlib.error)
+DAMAGED: Final = (pa.ArrowException, *UNPACKING_DAMAGED)
 """What reading a damaged or compressed file may raise."""
 
 
@@ -136,23 +139,33 @@ class ArchiveFolder:
 
     @contextmanager
     def stream(self, name: str) -> Iterator[IO[bytes]]:
-        """A table or report file as a stream of bytes, unpacked as it is read where it ends in `.gz`.
+        """A table or report file as a stream of bytes, unpacked as it is read where it is compressed.
 
-        Raises `UserError` naming the file where it cannot be read to its end, and where it is the pointer
-        that git-lfs leaves in place of a large file.
+        Raises `UserError` naming the file where it cannot be read to its end, unfolds like a bomb, or is
+        a git-lfs pointer or a web page in place of the file.
         """
-        compression = "gzip" if name.lower().endswith(".gz") else None
         try:
-            self._refuse_pointer(name)
-            with self.filesystem.open_input_stream(
-                self.path(name), compression=compression, buffer_size=READ_AHEAD_BYTES
-            ) as opened:
-                yield cast(IO[bytes], opened)
+            with self.unfolded(name) as unfolded:
+                start = unfolded.read(START_BYTES)
+                refuse_what_begins(start, self.described(name))
+                unfolded.seek(0)
+                yield cast(IO[bytes], unfolded)
+        except UnfoldsTooFarError as error:
+            raise UserError(f"{self.described(name)} {error}: it is no table", "fetch it again") from None
         except DAMAGED as error:
             raise UserError(
                 f"{self.described(name)} cannot be read to its end ({type(error).__name__})",
                 "it may be cut short, or of another format than its name says; fetch it again",
             ) from None
+
+    @contextmanager
+    def unfolded(self, name: str, largest_read: int | None = None) -> Iterator[Unfolded]:
+        """A file as it unpacks, whatever compresses it; reading raises as `Unfolded` does."""
+        with self.filesystem.open_input_file(self.path(name)) as opened:
+            size = opened.size()
+            # Those who unpack ask for a few kB at a time, which in a bucket would each be a request.
+            with Unfolded(io.BufferedReader(opened, READ_AHEAD_BYTES), size, largest_read) as unfolded:
+                yield unfolded
 
     @contextmanager
     def seekable(self, name: str) -> Iterator[IO[bytes]]:
@@ -165,14 +178,6 @@ class ArchiveFolder:
         with self.filesystem.open_input_file(self.path(name)) as opened:
             yield cast(IO[bytes], opened)
 
-    def _refuse_pointer(self, name: str) -> None:
-        with self.filesystem.open_input_stream(self.path(name), compression=None) as opened:
-            if opened.read(len(_POINTER)) == _POINTER:
-                raise UserError(
-                    f"{self.described(name)} is a git-lfs pointer, not the file itself",
-                    "fetch the archive's large files with `git lfs pull`",
-                )
-
     def _kind(self, name: str) -> Any:
         if not lexically_inside(name):
             return pafs.FileType.NotFound
@@ -184,6 +189,3 @@ class ArchiveFolder:
 
     def _is_link(self, name: str) -> bool:
         return self.is_local and Path(self.path(name)).is_symlink()
-
-
-_POINTER: Final = b"version https://git-lfs"

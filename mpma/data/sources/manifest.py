@@ -189,7 +189,7 @@ class ManifestSource:
             for rows in found.table.rows(list(dict.fromkeys((*listed, *filtered)))):
                 if isinstance(rows, BrokenRow):
                     where = f"{found.name}, line {rows.line}" if rows.line else found.name
-                    yield Rejection(where, "", "unreadable_row", f"{rows.cells} cells")
+                    yield Rejection(where, "", "unreadable_row", rows.detail)
                 else:
                     if self.questions:
                         # Rows that a filter leaves out are there all the same.

@@ -72,7 +72,7 @@ class QuestionTable:
         for rows in self.table.rows(list(dict.fromkeys(self.of.values()))):
             if isinstance(rows, BrokenRow):
                 where = f"{name}, line {rows.line}" if rows.line else name
-                yield Rejection(where, "", "unreadable_row", f"{rows.cells} cells")
+                yield Rejection(where, "", "unreadable_row", rows.detail)
                 continue
             for place, row in enumerate(rows.batch.to_pylist()):
                 where = f"{name}, row {rows.first + place + 1}"
@@ -124,7 +124,7 @@ def questions_of_cell(value: Any) -> tuple[list[Question] | None, int]:
             return None, 0
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("not JSON") from None
     if value is None:
         return None, 0

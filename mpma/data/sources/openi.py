@@ -3,13 +3,15 @@
 Layout: `NLMCXR_reports.tgz` (one XML per study) or its unpacked folder `ecgen-radiology/`, and the PNG
 files of `NLMCXR_png.tgz`, unpacked in `NLMCXR_png/`.
 
-Decisions: unpacked reports win over the archive, which is otherwise read as it is; every image that a report
-lists is a candidate, and one that is not there is quarantined as missing; XML with a document type or an
-entity is refused, since the publisher's has none and it is how a small file grows without bound. The
-collection names studies, not patients: each study (`uId`) is taken for one patient, as everyone does; a
-person X-rayed twice would be in it twice. Labels are the major MeSH terms, `normal` alone is the empty list,
-`No Indexing` means not labelled. The XML does not say which image is which view, and the numbers in image
-names (`-1001`, `-2001`) do not reliably either: a table of views is used where one is there.
+Decisions: unpacked reports win over the archive, which is otherwise read as it is; every image that a
+report lists is a candidate, and one that is not there is quarantined as missing; a report is read only
+where it is a regular file inside the folder, or of the archive, whose links, devices and names that lead
+out are refused; XML with a document type or an entity is refused, since the publisher's has none and it is
+how a small file grows without bound. The collection names studies, not patients: each study (`uId`) is
+taken for one patient, as everyone does; a person X-rayed twice would be in it twice. Labels are the major
+MeSH terms, `normal` alone is the empty list, `No Indexing` means not labelled. The XML does not say which
+image is which view, and the numbers in image names (`-1001`, `-2001`) do not reliably either: a table of
+views is used where one is there.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,12 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
-from mpma.data.sources.archive import ArchiveFolder
+from mpma.data.sources.archive import DAMAGED, ArchiveFolder
 from mpma.data.sources.config import OpeniOptions
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.data.sources.paths import lexically_inside
+from mpma.data.sources.table_text import START_BYTES, refuse_what_begins
+from mpma.data.sources.unfolding import LARGEST_TAR_HEADER, Unfolded, UnfoldsTooFarError, open_tar
 from mpma.data.sources.values import as_text, as_view
 from mpma.errors import UserError
 
@@ -141,8 +144,9 @@ class OpeniSource:
     def items(self) -> Iterator[Item | Rejection]:
         present = {name for name in self.root.names(self.image_folder) if name.lower().endswith(".png")}
         for name, data in self._report_files():
-            if isinstance(data, str):
-                yield Rejection(name, "", "unreadable_report", data)
+            if isinstance(data, UnreadableImage):
+                reason = "outside_root" if data.reason == "outside_root" else "unreadable_report"
+                yield Rejection(name, "", reason, data.detail)
                 continue
             try:
                 parser = ElementTree.XMLParser(target=_GuardedBuilder())  # noqa: S314 - it refuses declarations
@@ -150,7 +154,7 @@ class OpeniSource:
             except _RefusedDeclarationError:
                 yield Rejection(name, "", "unreadable_report", "declares a document type or entities")
                 continue
-            except (ElementTree.ParseError, ValueError, LookupError) as error:
+            except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
                 yield Rejection(name, "", "unreadable_report", f"not XML: {type(error).__name__}")
                 continue
             yield from self._study_items(name, study, present)
@@ -204,34 +208,52 @@ class OpeniSource:
                 },
             )
 
-    def _report_files(self) -> Iterator[tuple[str, bytes | str]]:
-        """Name and bytes of each report in order of its number, or what is wrong with it."""
-        too_large = f"more than {MAX_REPORT_BYTES} bytes"
+    def _report_files(self) -> Iterator[tuple[str, bytes | UnreadableImage]]:
+        """Name of each report in order of its number, and its bytes or why they are not read."""
         if self.root.has_folder(self.reports):
             folder = self.root.folder(self.reports)
             names = [name for name in folder.names() if name.endswith(".xml")]
             for name in sorted(names, key=_by_number):
-                path = f"{self.reports}/{name}"
-                try:
-                    yield path, folder.read(name, MAX_REPORT_BYTES)
-                except UnreadableImage as error:
-                    yield path, too_large if error.reason == "too_large" else error.detail
-                except OSError as error:
-                    yield path, type(error).__name__
+                yield f"{self.reports}/{name}", _report_file(folder, name)
             return
+        place = self.root.described(self.reports)
         try:
             # Read in the archive's own order: a compressed archive cannot be sought without starting over.
-            with self.root.seekable(self.reports) as file, tarfile.open(fileobj=file, mode="r:*") as archive:
-                for member in archive:
-                    if not member.isfile() or not member.name.endswith(".xml"):
-                        continue
-                    stream = archive.extractfile(member) if member.size <= MAX_REPORT_BYTES else None
-                    yield f"{self.reports}:{member.name}", too_large if stream is None else stream.read()
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            with self.root.unfolded(self.reports, LARGEST_TAR_HEADER) as unfolded:
+                refuse_what_begins(unfolded.read(START_BYTES), place)
+                unfolded.seek(0)
+                with open_tar(unfolded) as archive:
+                    for member in archive:
+                        if member.name.endswith(".xml") and not member.isdir():
+                            yield f"{self.reports}:{member.name}", _member(unfolded, member)
+        except (tarfile.TarError, ValueError, OverflowError, UnfoldsTooFarError, *DAMAGED) as error:
             raise UserError(
-                f"{self.root.described(self.reports)} cannot be read to its end ({type(error).__name__})",
-                "download it again",
+                f"{place} cannot be read to its end ({type(error).__name__})", "download it again"
             ) from None
+
+
+def _report_file(folder: ArchiveFolder, name: str) -> bytes | UnreadableImage:
+    try:
+        return folder.read(name, MAX_REPORT_BYTES)
+    except UnreadableImage as error:
+        return error
+    except OSError as error:
+        return UnreadableImage("unreadable_report", error.strerror or type(error).__name__)
+
+
+def _member(unfolded: Unfolded, member: tarfile.TarInfo) -> bytes | UnreadableImage:
+    """The bytes of an archive's member, or why they are not read."""
+    if not lexically_inside(member.name):
+        return UnreadableImage("outside_root", "the member's name leads out of the archive")
+    if not member.isreg() or member.issparse():
+        return UnreadableImage("unreadable_report", "no regular file")
+    if member.size > MAX_REPORT_BYTES:
+        return UnreadableImage("unreadable_report", f"more than {MAX_REPORT_BYTES} bytes")
+    unfolded.seek(member.offset_data)
+    data = unfolded.take(member.size)
+    if len(data) < member.size:
+        raise EOFError
+    return data
 
 
 def _opened(root: str | Path) -> ArchiveFolder:

@@ -63,16 +63,16 @@ def read_inside(root: Path, path: str, max_bytes: int) -> bytes:
 def resolved_inside(root: Path, path: str) -> Path:
     """Where a relative path really leads, links followed; nothing is opened.
 
-    Raises `UnreadableImage` with `outside_root` where that is not below `root`.
+    Raises `UnreadableImage` with `outside_root` where that is not below `root`, `unreadable_image` where
+    links lead in circles.
     """
     if not lexically_inside(path):
         raise UnreadableImage("outside_root", "the path leads out of the root")
     base = root.resolve()
     try:
         target = (base / forward(path)).resolve()
-    except (OSError, RuntimeError):
-        # A loop of links leads nowhere.
-        raise FileNotFoundError(path) from None
+    except RuntimeError:  # how a loop of links is told before Python 3.13
+        raise UnreadableImage("unreadable_image", "a loop of links") from None
     if not target.is_relative_to(base):
         raise UnreadableImage("outside_root", "a link leads out of the root")
     return target

@@ -1,9 +1,10 @@
 """Tables of an archive, read in batches: CSV, TSV and Parquet behind one small interface.
 
-Decisions: a table is never held whole, and image columns are not touched while rows are listed; text
-tables are read as text, and a column becomes numbers only where every cell of the whole file survives
-the round trip, so that the patient `007` stays `007` and no type hangs on what the first block held. A
-text row with too many or too few cells is handed on as a number, not skipped in silence.
+Decisions: a table is never held whole, and image columns are not touched while rows are listed; text tables
+are read as text, and a column becomes numbers only where every cell of the whole file survives the round
+trip, so that the patient `007` stays `007` and no type hangs on what the first block held. A text row with
+too many or too few cells, with a quote that is not closed, or that repeats the header (tables put together
+with `cat`) is handed on as a number, not skipped in silence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import codecs
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +22,22 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from mpma.data.sources.table_text import (
+    MAX_ROW_BYTES,
+    UNREADABLE,
+    WholeRows,
+    open_text,
+    refuse_no_table,
+    why_unreadable,
+)
 from mpma.errors import UserError
 
 TEXT_SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 _BATCH_ROWS: Final = 2048
 _IMAGE_ROWS: Final = 16
-_BLOCK_BYTES: Final = 8 * 1024 * 1024
+_BLOCK_BYTES: Final = MAX_ROW_BYTES
+"""Arrow reads a row only where it lies within two blocks."""
 _NUMBER: Final = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
 
 
@@ -44,10 +55,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """A text row with another number of cells than the header."""
+    """A text row that is none of the table's: cut, torn, or the header once more."""
 
     line: int
+    """Where in the file, from 1; rows that were torn before it and line ends in cells are not counted."""
     cells: int
+    why: str = ""
+    """What is wrong with it where the number of cells is not."""
+
+    @property
+    def detail(self) -> str:
+        """The reason in numbers and names, for the quarantine."""
+        return self.why or f"{self.cells} cells"
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,15 @@ class Table:
     @classmethod
     def open(cls, file: Path, delimiter: str | None = None, encoding: str = "utf-8") -> Table:
         """Read a table's columns. Raises `UserError` naming the file where it cannot be read."""
-        if file.name.lower().endswith(PARQUET_SUFFIXES):
-            with _readable(file), pq.ParquetFile(file) as parquet:
-                _refuse_repeated(file, parquet.schema_arrow.names)
-                return cls(file, parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows)
         try:
             codecs.lookup(encoding)
         except LookupError:
             raise UserError(f"encoding: {encoding!r} is not known", "for example utf-8 or latin-1") from None
+        refuse_no_table(file, encoding)
+        if file.name.lower().endswith(PARQUET_SUFFIXES):
+            with _readable(file), pq.ParquetFile(file) as parquet:
+                _refuse_repeated(file, parquet.schema_arrow.names)
+                return cls(file, parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows)
         separator = delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
         table = cls(file, pa.schema([]), 0, separator, encoding)
         return table._with_types()
@@ -112,40 +132,46 @@ class Table:
     def _text_batches(
         self, columns: list[str] | None, broken: list[BrokenRow] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        def note(row: Any) -> str:
-            if broken is not None:
-                broken.append(BrokenRow(int(row.number or 0), int(row.actual_columns)))
-            return "skip"
-
+        noted: list[BrokenRow] = [] if broken is None else broken
         names = self._header()
         # Columns without a name (a trailing comma) hold nothing that could be asked for.
         wanted = [name for name in (names if columns is None else columns) if name]
-        with pacsv.open_csv(
-            self.file,
-            read_options=pacsv.ReadOptions(
-                use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding, column_names=None
-            ),
+        convert = pacsv.ConvertOptions(
+            column_types={name: pa.string() for name in names},
+            include_columns=wanted,
+            strings_can_be_null=True,
+        )
+        with closing(open_text(self.file, self.delimiter, self.encoding)) as text:
+            with self._csv(text, noted, convert) as reader:
+                for batch in reader:
+                    noted += [BrokenRow(line, 0, "a quote that is not closed") for line in text.broken]
+                    text.broken.clear()
+                    again = _repeats_header(batch)
+                    noted += [BrokenRow(0, len(names), "the header once more")] * (pc.sum(again).as_py() or 0)
+                    yield batch.filter(pc.invert(again))
+            noted += [BrokenRow(line, 0, "a quote that is not closed") for line in text.broken]
+
+    def _csv(
+        self, text: WholeRows, broken: list[BrokenRow], convert: pacsv.ConvertOptions | None = None
+    ) -> pacsv.CSVStreamingReader:
+        def note(row: Any) -> str:
+            broken.append(BrokenRow(int(row.number or 0), int(row.actual_columns)))
+            return "skip"
+
+        return pacsv.open_csv(
+            pa.PythonFile(text, mode="r"),
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
             parse_options=pacsv.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note
             ),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
-                include_columns=wanted,
-                strings_can_be_null=True,
-            ),
-        ) as reader:
-            yield from reader
+            convert_options=convert,
+        )
 
     def _header(self) -> list[str]:
-        with pacsv.open_csv(
-            self.file,
-            read_options=pacsv.ReadOptions(
-                use_threads=False, block_size=_BLOCK_BYTES, encoding=self.encoding
-            ),
-            parse_options=pacsv.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-            ),
-        ) as reader:
+        with (
+            closing(open_text(self.file, self.delimiter, self.encoding)) as text,
+            self._csv(text, []) as reader,
+        ):
             return list(reader.schema.names)
 
     def _with_types(self) -> Table:
@@ -204,6 +230,7 @@ def read_cell(file: Path, column: str, row_group: int, row: int) -> bytes | None
     A reader walks its row group in small steps and stays open for the next row, so that rows asked for in
     order are decoded once and a row group of any size costs the memory of a few rows. Each thread has one
     per column of the table it read last.
+    Rows behind a damaged page are refused without another look, which would walk to it again for each.
     Raises `OSError` where the file has no such row or cannot be read.
     """
     status = file.stat()
@@ -214,10 +241,9 @@ def read_cell(file: Path, column: str, row_group: int, row: int) -> bytes | None
     try:
         if column not in cursors or row < cursors[column].first:
             cursors[column] = _Cursor(key, column)
-        return cursors[column].cell(row)
-    except (pa.ArrowException, OSError, StopIteration) as error:
-        cursors.clear()
-        raise OSError(f"the table's cell cannot be read ({type(error).__name__})") from None
+    except _DAMAGED as error:
+        raise OSError(f"the table cannot be read ({type(error).__name__})") from None
+    return cursors[column].cell(row)
 
 
 class _Cursor:
@@ -228,18 +254,27 @@ class _Cursor:
         self._batches = self._parquet.iter_batches(_IMAGE_ROWS, row_groups=[row_group], columns=[column])
         self._column = column
         self.first = 0
+        self._damage: str | None = None
         self._cells: pa.Array = pa.array([], type=pa.binary())
 
     def cell(self, row: int) -> bytes | None:
         while row >= self.first + len(self._cells):
+            if self._damage is not None:
+                raise OSError(f"the table's cell cannot be read ({self._damage})")
+            try:
+                array = next(self._batches).column(0)
+            except _DAMAGED as error:
+                self._damage = type(error).__name__
+                continue
             self.first += len(self._cells)
-            array = next(self._batches).column(0)
             if pa.types.is_struct(array.type):
                 array = array.field(self._column.rpartition(".")[2])
             self._cells = array
         found: bytes | None = self._cells[row - self.first].as_py()
         return found
 
+
+_DAMAGED: Final = (pa.ArrowException, OSError, StopIteration, MemoryError)
 
 _THREAD = threading.local()
 
@@ -256,16 +291,10 @@ class _readable:  # noqa: N801 - reads as the condition it is
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UserError) or kind is None:
             return
-        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
-            raise UserError(
-                f"{self._file} is not text in the given encoding",
-                "name it, for example --set encoding=latin-1",
-            ) from None
-        if isinstance(error, pa.ArrowException | OSError):
-            raise UserError(
-                f"{self._file} cannot be read as a table ({type(error).__name__})",
-                "it may be cut short, or of another format than its name says",
-            ) from None
+        if "UTF8" in str(error):
+            raise UserError(f"{self._file} is not text in UTF-8") from None
+        if isinstance(error, (*UNREADABLE, pa.ArrowException, MemoryError)):
+            raise why_unreadable(self._file, error, "name it, for example --set encoding=latin-1") from None
 
 
 def _drained(broken: list[BrokenRow]) -> Iterator[BrokenRow]:
@@ -277,6 +306,14 @@ def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
     repeated = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
     if repeated:
         raise UserError(f"{file} has more than one column {repeated[0]!r}")
+
+
+def _repeats_header(batch: pa.RecordBatch) -> pa.BooleanArray:
+    """Which rows hold in every column that column's name."""
+    again = pa.array([batch.num_columns > 0] * batch.num_rows, pa.bool_())
+    for name in batch.schema.names:
+        again = pc.and_(again, pc.fill_null(pc.equal(batch.column(name), name), False))
+    return again
 
 
 def _survives(values: pa.Array, kind: pa.DataType) -> bool:

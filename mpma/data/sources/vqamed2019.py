@@ -25,6 +25,7 @@ from mpma.data.questions import question_row
 from mpma.data.sources.config import VqaMed2019Options
 from mpma.data.sources.contract import Item, Rejection
 from mpma.data.sources.paths import lexically_inside, read_inside
+from mpma.data.sources.table_text import refuse_no_table
 from mpma.errors import UserError
 
 PARTS: Final = {
@@ -70,14 +71,16 @@ class VqaMed2019Source:
             raise UserError(f"{base} is not a folder", "the root of vqamed2019 is the folder of its parts")
         parts = []
         for split, (file, pattern) in PARTS.items():
-            found = sorted(base.rglob(file))
+            found = sorted(path for path in base.rglob(file) if path.is_file())
             if len(found) > 1:
                 raise UserError(
                     f"{base} holds {file} {len(found)} times",
                     "name the folder that holds one copy as the root",
                 )
             if found:
-                categories = sorted(found[0].parent.rglob(pattern)) if pattern else []
+                categories = sorted(
+                    path for path in (found[0].parent.rglob(pattern) if pattern else ()) if path.is_file()
+                )
                 parts.append(VqaPart(split, found[0], tuple(categories)))
         if not parts:
             raise UserError(
@@ -163,6 +166,7 @@ class VqaMed2019Source:
 
 def _lines(file: Path, cells: int) -> Iterator[tuple[int, _Line | int]]:
     """Number and cells of each line that is not blank; how many cells it has where that is wrong."""
+    refuse_no_table(file)
     try:
         with file.open(encoding="utf-8-sig", newline=None) as stream:
             for number, line in enumerate(stream, start=1):
