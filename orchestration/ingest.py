@@ -125,6 +125,14 @@ def main(
     max_tokens: Annotated[
         int, typer.Option(min=8, max=4096, help="Count reports of more tokens as cut.")
     ] = 128,
+    with_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--with-thumbnails",
+            help="Put pictures of refused images and of near duplicates on quality.html, which is then as "
+            "confidential as the data.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished dataset at --out.")
     ] = False,
@@ -199,6 +207,7 @@ def main(
             address=address,
             cpus=cpus,
             hash_pair_ids=hash_pair_ids,
+            with_thumbnails=with_thumbnails,
         )
     )
 

@@ -34,6 +34,7 @@ from orchestration.growing import MERGE, assumptions, joined_line, open_parents,
 from orchestration.ingesting import IngestResult, PreparedIngest, carry_out, prepare
 from orchestration.progress import progress_bar
 from orchestration.quality_options import split_overrides, thresholds
+from orchestration.quality_page import quality_lines, quality_values, thumbnails_of, write_quality_page
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Request:
     onto: str | None = None
     keep_tokenizer: bool = False
     plan: bool = False
+    with_thumbnails: bool = False
+    """Put pictures on the quality page."""
 
 
 def execute(request: Request) -> None:
@@ -194,12 +197,20 @@ def _carry_out(request: Request, job: _Job, notes: Console) -> None:
             prepared = job.prepare(request, watcher)
             with connected(request.address, request.cpus, dashboard=False):
                 result = carry_out(prepared, watcher)
+            _write_page(request, job, prepared, result)
     except KeyboardInterrupt:
         notes.print(
             "interrupted: the parts that are whole are kept, the same command goes on from them", markup=False
         )
         raise
     _show(summary(result, request.out), request.as_json, "Dataset")
+
+
+def _write_page(request: Request, job: _Job, prepared: PreparedIngest, result: IngestResult) -> None:
+    quality, shown = job.options.quality, None
+    if request.with_thumbnails:
+        shown = thumbnails_of(result.dataset, job.source, prepared.plan.parts, quality.max_pixels)
+    write_quality_page(result.dataset, candidates=result.candidates, thresholds=quality, thumbnails=shown)
 
 
 def _forecast(request: Request, job: _Job, notes: Console) -> None:
@@ -329,6 +340,7 @@ def summary(result: IngestResult, out: str) -> dict[str, Any]:
         "grey_deviation": round(info.images.grey_deviation, 4),
         "short_side_median": info.images.short_side_median,
         "history": [step.model_dump() for step in info.history],
+        "quality": quality_values(info),
     }
 
 
@@ -403,4 +415,4 @@ def _closing_lines(values: dict[str, Any], refused: int) -> list[str]:
         lines.insert(-2, joined_line(values["history"][-1]))
     if refused:
         lines.append(f"why each was refused: {os.path.join(values['out'], QUARANTINE_FILE)}")
-    return lines
+    return [*lines, *quality_lines(values["quality"], values["out"])]

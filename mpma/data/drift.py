@@ -54,9 +54,15 @@ def drift(statistics: Mapping[str, PairStatistics], threshold: float) -> list[Dr
             "label": (train.labels, train.labelled_pairs, other.labels, other.labelled_pairs),
         }
         for name, (ours, of_ours, theirs, of_theirs) in shares.items():
-            values = _shares(name, split, ours, of_ours, theirs, of_theirs, spread)
-            found += values[:_LABELS] if name == "label" else values
-    return [one.model_copy(update={"marked": abs(one.effect) > max(threshold, one.chance)}) for one in found]
+            found += _shares(name, split, ours, of_ours, theirs, of_theirs, spread)
+    labels = [one for one in found if one.characteristic == "label"]
+    labels.sort(key=lambda one: -abs(one.effect))
+    strongest = list(dict.fromkeys(one.value for one in labels))[:_LABELS]
+    return [
+        one.model_copy(update={"marked": abs(one.effect) > max(threshold, one.chance)})
+        for one in found
+        if one.characteristic != "label" or one.value in strongest
+    ]
 
 
 def numeric_counts(statistics: PairStatistics, name: str) -> Counts:

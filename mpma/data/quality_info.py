@@ -32,6 +32,11 @@ class GroupsInfo(StrictConfig):
     held_out: dict[str, int]
     """Pairs of val and of test that share with a pair of train: leakage."""
 
+    @property
+    def held_out_total(self) -> int:
+        """Pairs of `held_out` together."""
+        return sum(self.held_out.values())
+
 
 class HistogramInfo(StrictConfig):
     """Distribution of one characteristic in each split."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mpma.data.dataset_directory import is_own
+from mpma.data.dataset_directory import QUALITY_PAGE, is_own
 from mpma.data.dataset_info import (
     MARKER,
     QUARANTINE_FILE,
@@ -74,7 +74,11 @@ class Verification:
             self.findings.add(MARKER, "marker", detail=f"its splits are not {', '.join(SPLITS)}")
             return []
         shards = [(split, shard) for split in SPLITS for shard in info.splits[split].shards]
-        self._check_directory({shard.path for _, shard in shards})
+        named = {shard.path for _, shard in shards}
+        if info.quality is not None:
+            named.add(info.quality.near_duplicates.path)
+            check_bytes(self.storage, info.quality.near_duplicates, self.findings)
+        self._check_directory(named)
         self._measured = self._check_tokenizer(info)
         self._check_quarantine(info)
         columns = tuple(info.columns)
@@ -96,8 +100,8 @@ class Verification:
             self.counted = True
             self._check_counts(self.info, checks)
 
-    def _check_directory(self, shards: set[str]) -> None:
-        named = {MARKER, TOKENIZER_FILE, QUARANTINE_FILE, *shards}
+    def _check_directory(self, named: set[str]) -> None:
+        named = {MARKER, TOKENIZER_FILE, QUARANTINE_FILE, QUALITY_PAGE, *named}
         storage, start = self.storage, len(self.storage.root) + 1
         for found in storage.filesystem.get_file_info(pafs.FileSelector(storage.root, recursive=True)):
             name = found.path[start:]
