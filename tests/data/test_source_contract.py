@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from samples_chexpert_plus import write_chexpert_plus
 from samples_covid_chestxray import write_covid_chestxray
+from samples_dicom import write_dicom
 from samples_mimic import write_mimic
 from samples_padchest import write_padchest
 from source_samples import (
@@ -61,6 +62,7 @@ ARCHIVES: dict[str, Callable[[Path], Source]] = {
     "mimic_cxr as wget leaves it": lambda folder: build_source(
         "mimic_cxr", write_mimic(folder / "mimic", "wget"), ("views=[PA, AP]", "splits=ignore")
     ),
+    "dicom": lambda folder: build_source("dicom", write_dicom(folder / "dicom")),
     "nih14": lambda folder: build_source("nih14", write_nih14(folder / "nih14")),
     "nih14 without lists": lambda folder: build_source("nih14", write_nih14(folder / "nih14", lists=False)),
     "vqamed2019": lambda folder: build_source("vqamed2019", write_vqamed2019(folder / "vqa")),

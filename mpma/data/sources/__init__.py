@@ -21,6 +21,7 @@ from mpma.data.config import PhantomConfig
 from mpma.data.sources.config import (
     ChexpertPlusOptions,
     CovidChestxrayOptions,
+    DicomOptions,
     ManifestOptions,
     MasksOptions,
     MimicCxrOptions,
@@ -201,6 +202,13 @@ def _covid_chestxray(root: str | None, options: CovidChestxrayOptions) -> Source
     return CovidChestxraySource.resolve(root, options)
 
 
+def _dicom(root: str | None, options: DicomOptions) -> Source:
+    from mpma.data.sources.dicom import DicomSource
+
+    assert root is not None
+    return DicomSource.resolve(root, options)
+
+
 def _masks(root: str | None, options: MasksOptions) -> Source:
     from mpma.data.sources.masks import MasksSource
 
@@ -234,6 +242,13 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the CheXpert Plus folder with df_chexpert_plus_240401.csv and PNG/ or its zips",
             ChexpertPlusOptions,
             _chexpert_plus,
+            remote=True,
+        ),
+        "dicom": SourceKind(
+            "dicom",
+            "a folder of DICOM files, at any depth, and a table of reports, or a folder or zip of text files",
+            DicomOptions,
+            _dicom,
             remote=True,
         ),
         "covid_chestxray": SourceKind(

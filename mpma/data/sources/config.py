@@ -141,6 +141,79 @@ class PadchestOptions(StrictConfig):
     """Licence of all pairs."""
 
 
+class DicomColumns(StrictConfig):
+    """Which column of the table of reports holds what. None: recognised by its usual names, or absent."""
+
+    key: str | None = None
+    """What joins a row to its images. None: the column that meets most headers."""
+    report: str | None = None
+    """The whole report. Absent: put together from findings and impression."""
+    findings: str | None = None
+    """The findings section. Absent or blank: parsed from the report."""
+    impression: str | None = None
+    """The impression section. Absent or blank: parsed from the report."""
+    labels: str | None = None
+    """List, or text separated by `label_separators`. Absent or blank: not labelled."""
+    patient_id: str | None = None
+    """The unit of the split, see `patients`."""
+    split: str | None = None
+    """train, val or test and their usual spellings. Absent: drawn by patient."""
+    license: str | None = None
+    """Licence of the row. Absent: the `license` option."""
+
+
+class DicomOptions(StrictConfig):
+    """Options of the `dicom` source."""
+
+    reports: str | None = None
+    """Table of reports (CSV, TSV, Parquet), or folder or zip of `.txt` files named by the key, relative to
+    the root. None: what has `report` in its name, else the only table directly in the root."""
+    join: (
+        Literal[
+            "sop_instance_uid",
+            "path",
+            "file_name",
+            "series_instance_uid",
+            "study_instance_uid",
+            "accession_number",
+            "folder_name",
+        ]
+        | None
+    ) = None
+    """What of a file is compared with the key. None: what meets most of the headers looked at first."""
+    columns: DicomColumns = DicomColumns()
+    """Which column holds what, where the names are not recognised."""
+    keep: list[str] = Field(default=[])
+    """Further columns of the table to keep, as text. All others are left out, since a hospital's table names
+    people and days."""
+    modalities: list[str] = Field(default=["CR", "DX", "DR", "RG"], min_length=1)
+    """Modalities that are radiographs here; others are `other_modality`."""
+    burned_in: Literal["refuse", "keep"] = "refuse"
+    """What is done with a file whose header says that text is burned into the pixels."""
+    patients: Literal["header", "table"] | None = None
+    """Where the patient is read. None: the header, unless only the table names patients or the two never
+    agree; where both name them alike, a row that differs is `conflicting_patient`."""
+    patient_folder: int | None = Field(default=None, ge=1, le=32)
+    """Take the folder that many levels below the root for the patient (1: directly in it), whatever header and
+    table say."""
+    issuer: Literal["auto", "ignore"] = "auto"
+    """`auto`: where the headers name an issuer of patient ids, the same id of two issuers is two patients."""
+    splits: Literal["keep", "ignore"] = "keep"
+    """`keep` the split of the table's column; `ignore` it and draw by patient."""
+    label_separators: str = Field(default="|;", min_length=1, max_length=8)
+    """Characters that separate labels in a text column."""
+    nothing_found: list[str] = Field(default=["No Finding", "normal"])
+    """Labels that mean an empty list, in any case."""
+    license: str = ""
+    """Licence of rows whose table does not say."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Character between the cells of a text table. None: a tab in .tsv files, a comma in .csv files."""
+    encoding: str | None = None
+    """Character encoding of text tables and text files. None: UTF-8."""
+    max_image_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """Largest file that is read."""
+
+
 class ColumnMapping(StrictConfig):
     """Which column of the table holds what. None: recognised by its usual names, or absent."""
 

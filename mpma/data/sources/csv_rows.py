@@ -25,6 +25,9 @@ from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.contract import Rejection
 from mpma.errors import UserError
 
+UTF_8: Final = "utf-8-sig"
+"""What a publisher's table is written in, with or without a byte order mark."""
+
 MAX_CELL_CHARACTERS: Final = 1 << 20
 """Longest cell that is read; a longer one is a quote that was never closed, or no table at all."""
 
@@ -45,28 +48,41 @@ class CsvRow:
         return self.cells[column]
 
 
-def columns_of(archive: ArchiveFolder, table: str, required: Sequence[str] = ()) -> list[str]:
+def columns_of(
+    archive: ArchiveFolder,
+    table: str,
+    required: Sequence[str] = (),
+    delimiter: str = ",",
+    encoding: str = UTF_8,
+) -> list[str]:
     """The header of a table.
 
-    Raises `UserError` where it has none, lacks a column of `required` or has it twice, is not UTF-8, or
-    cannot be read.
+    Raises `UserError` where it has none, lacks a column of `required` or has it twice, is not text in the
+    encoding, or cannot be read.
     """
-    with _opened(archive, table) as (_, reader):
+    with _opened(archive, table, delimiter, encoding) as (_, reader):
         return _header(archive, table, reader, required)
 
 
 def csv_rows(
-    archive: ArchiveFolder, table: str, required: Sequence[str], optional: Sequence[str] = ()
+    archive: ArchiveFolder,
+    table: str,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    delimiter: str = ",",
+    encoding: str = UTF_8,
 ) -> Iterator[CsvRow | Rejection]:
     """Every row of a table in its order; a `Rejection` with `unreadable_row` for one that is not whole.
 
     Args:
         required: columns without which the table is refused.
         optional: columns that are read where they are there.
+        delimiter: one character between the cells.
+        encoding: of the text, as Python names it.
 
     Raises `UserError` as `columns_of`.
     """
-    with _opened(archive, table) as (lines, reader):
+    with _opened(archive, table, delimiter, encoding) as (lines, reader):
         header = _header(archive, table, reader, required)
         place = {name: header.index(name) for name in (*required, *optional) if name in header}
         empty = {name: "" for name in optional if name not in header}
@@ -163,14 +179,19 @@ class _Lines:
 
 
 @contextmanager
-def _opened(archive: ArchiveFolder, table: str) -> Iterator[tuple[_Lines, Iterator[list[str]]]]:
+def _opened(
+    archive: ArchiveFolder, table: str, delimiter: str, encoding: str
+) -> Iterator[tuple[_Lines, Iterator[list[str]]]]:
     # The limit is the process's, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
     with archive.stream(table) as stream:
-        lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        lines = _Lines(io.TextIOWrapper(stream, encoding=encoding, newline=""))
         try:
-            yield lines, csv.reader(lines, strict=True)
-        except UnicodeDecodeError:
-            raise UserError(
-                f"{archive.described(table)} is not UTF-8 text", "save it as UTF-8, or fetch it again"
-            ) from None
+            yield lines, csv.reader(lines, delimiter=delimiter, strict=True)
+        except UnicodeError:
+            named, hint = (
+                ("UTF-8 text", "save it as UTF-8, or fetch it again")
+                if encoding == UTF_8
+                else (f"text in the encoding {encoding}", None)
+            )
+            raise UserError(f"{archive.described(table)} is not {named}", hint) from None
