@@ -18,6 +18,8 @@ from pathlib import Path
 
 from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
+from orchestration import offline
+from orchestration.session_folder import session_folder
 
 SMALLEST_CPU_SHARE = 0.25
 """Least share of a CPU that a worker on the user's own machine is given."""
@@ -135,13 +137,15 @@ def connected(
     `meanwhile` runs in a thread beside Ray's start, which mostly waits for other processes.
     `custom_resources` are declared where the Ray is a private one.
 
-    Raises `UserError` where the address does not answer.
+    Raises `UserError` where the address does not answer, or where a private Ray has no place for its files.
     """
-    _prepare_environment()
-    import ray
-
     address = address or os.environ.get("RAY_ADDRESS") or None
+    _prepare_environment(private=address is None)
+    import ray
+    from ray._common.utils import get_default_system_temp_dir
+
     already = ray.is_initialized()
+    folder = None if already or address else session_folder(get_default_system_temp_dir())
     beside = threading.Thread(target=meanwhile or (lambda: None), daemon=True)
     beside.start()
     if not already:
@@ -155,9 +159,18 @@ def connected(
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    _temp_dir=folder,
+                    runtime_env=offline.worker_settings() or None,
                 )
             else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=offline.worker_settings() or None,
+                )
+        except UserError:
+            raise
         except Exception as error:
             # Among others a bare Exception where Ray's own processes do not come up in time.
             raise UserError(
@@ -182,9 +195,13 @@ def connected(
             ray.shutdown()
 
 
-def _prepare_environment() -> None:
+def _prepare_environment(private: bool) -> None:
     """Settings that Ray reads when it is imported or started; a user's own values win."""
+    # Whatever its name says: 0 makes loopback the address of a Ray's only node, and all of its servers, those
+    # of figures among them, which ask for no token, then listen on loopback alone.
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if private else {}
     for name, value in {
+        **loopback,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         # Reports of workers are fetched at this pace; two seconds, the default, would throttle them.

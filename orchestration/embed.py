@@ -62,11 +62,19 @@ def main(
         str, typer.Option("--precision", help="auto, fp32 or bf16. auto: fp32, as evaluations use.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs of one pass.")] = 64,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard with the private Ray.")] = True,
     check: Annotated[
         bool, typer.Option("--check", help="Check model, data and place without a cluster, and end.")
     ] = False,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(address or os.environ.get("RAY_ADDRESS"), [run_folder, model, data, out])
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     from orchestration import embedding
 

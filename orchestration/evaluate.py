@@ -103,6 +103,10 @@ def main(
     precision: Annotated[
         str, typer.Option("--precision", help="auto, fp32 or bf16. auto: fp32, so that scores compare.")
     ] = "auto",
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard with the private Ray.")] = True,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings with their origins, and end.")
@@ -114,6 +118,10 @@ def main(
         bool, typer.Option("--forecast", help="Forecast jobs, time and disk from measured steps, and end.")
     ] = False,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(address or os.environ.get("RAY_ADDRESS"), [run_folder, data, features, out, *(compare or ())])
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     if compare is not None:
         from orchestration.evaluation import comparing

@@ -43,10 +43,18 @@ def main(
     searches: Annotated[
         str, typer.Option("--searches", help="Where searches are kept, for the run's origin in the card.")
     ] = "searches",
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check run, checkpoint and place, write nothing, and end.")
     ] = False,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(None, [run_folder, out, data, searches])
     from orchestration import exporting
 
     request = exporting.Request(run_folder, out, step, overwrite, data, searches)

@@ -5,6 +5,7 @@ Heavy imports stand inside functions, so that --help answers at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -164,11 +165,19 @@ def main(
         str | None,
         typer.Option("--address", help="Ray cluster to work on. Default: RAY_ADDRESS, else this machine."),
     ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     cpus: Annotated[
         int | None,
         typer.Option("--cpus", "--workers", min=1, help="Tasks at once on this machine. Default: its CPUs."),
     ] = None,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(address or os.environ.get("RAY_ADDRESS"), [*(roots or ()), out, onto, verify, key_file])
     if verify is not None:
         if source is not None:
             raise UserError("--verify takes no source", "python -m orchestration.ingest --verify DIRECTORY")

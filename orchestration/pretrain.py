@@ -52,6 +52,10 @@ def main(
     cpus: Annotated[
         int | None, typer.Option("--cpus", min=1, help="Logical CPUs of the private Ray on this machine.")
     ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard with the private Ray.")] = True,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved configuration with origins, and end.")
@@ -64,6 +68,10 @@ def main(
         bool, typer.Option("--forecast", help="Forecast time, memory and disk from measured steps, and end.")
     ] = False,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(address or os.environ.get("RAY_ADDRESS"), [data, runs])
     # Read when torch is imported. Threads that spin long while they wait take the cores from those that
     # decode, threads that never spin are slow to wake: 104 pairs/s with either, 120 with this (the demo).
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

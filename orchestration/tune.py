@@ -58,6 +58,10 @@ def main(
     cpus: Annotated[
         int | None, typer.Option("--cpus", min=1, help="Logical CPUs of the private Ray on this machine.")
     ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Refuse every connection that leaves the cluster, and remote places."),
+    ] = False,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard with the private Ray.")] = True,
     check: Annotated[
         bool,
@@ -77,6 +81,10 @@ def main(
         int, typer.Option("--points", min=4, help="Configurations of --rank-correlation.")
     ] = 10,
 ) -> None:
+    if offline:
+        from orchestration.offline import begin
+
+        begin(address or os.environ.get("RAY_ADDRESS"), [data, searches])
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     from orchestration import tuning
 

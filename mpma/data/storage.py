@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from mpma.data.remote import check_place
 from mpma.errors import JobError, UserError
 
 TEMPORARY_SUFFIX = ".unfinished"
@@ -225,11 +226,12 @@ class Storage:
 def open_storage(location: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None) -> Storage:
     """A storage at a local path or a URI that pyarrow can open; nothing is created or read.
 
-    Raises `UserError` where the URI's scheme is unknown or its store cannot be asked.
+    Raises `UserError` where the URI's scheme is unknown, its store cannot be asked, or all stays offline.
     """
     text = os.fspath(location)
     if filesystem is not None:
         return Storage(filesystem, text.rstrip("/"), text)
+    check_place(text, shown(text))
     if "://" not in text:
         return Storage(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()), text)
     try:
