@@ -24,8 +24,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from mpma.data.dataset_writing import LoadedPair, Row
 from mpma.data.ingest_plan import IngestOptions, IngestPlan
-from mpma.data.pair_rows import PartMaker, Row
+from mpma.data.pair_marks import pair_mark
+from mpma.data.pair_rows import PartMaker
 from mpma.data.quality import check_item
 from mpma.data.shards import encoded_length, shard_schema
 from mpma.data.sources.contract import Item, Rejection
@@ -102,8 +104,9 @@ def measure(
         if isinstance(entry, Rejection):
             found.refused[entry.reason] += 1
         else:
-            row, pixels = entry
-            statistics.add(row, grey_histogram(pixels))
+            row, pixels, original_size = LoadedPair(*entry)
+            statistics.add(row, grey_histogram(pixels), original_size)
+            pair_mark(row, pixels)
             rows.append(row)
         found.seconds.append(clock() - start)
     if rows:

@@ -25,7 +25,8 @@ from mpma.data.pairs import SPLITS
 from mpma.data.shard_check import DEFECTS, ShardCheck, ShardTask
 from mpma.data.storage import open_storage
 from mpma.data.verification import Verification
-from mpma.errors import JobError, UserError
+from mpma.errors import JobError
+from orchestration.defects import told, without_values
 from orchestration.progress import progress_bar
 
 LINES_SHOWN: Final = 50
@@ -46,7 +47,7 @@ def execute(location: str, as_json: bool, address: str | None, cpus: int | None)
     if values["defects"]:
         files = len({file for file, _ in verification.findings.counts})
         raise JobError(
-            f"{location}: {values['defects']} defect{'s' * (values['defects'] != 1)} in {files} "
+            f"{values['dataset']}: {values['defects']} defect{'s' * (values['defects'] != 1)} in {files} "
             f"file{'s' * (files != 1)}",
             "restore the files from a copy, or ingest the archive again with --overwrite",
         )
@@ -80,7 +81,7 @@ def summary(verification: Verification) -> dict[str, Any]:
     for (_, reason), count in sorted(counts.items()):
         by_reason[reason] = by_reason.get(reason, 0) + count
     return {
-        "dataset": verification.storage.location,
+        "dataset": verification.storage.described(),
         "fingerprint": None if info is None else info.fingerprint,
         "pairs": {} if info is None else {split: info.splits[split].pairs for split in SPLITS},
         "shards": {} if info is None else {split: len(info.splits[split].shards) for split in SPLITS},
@@ -161,7 +162,7 @@ def _in_processes(tasks: Sequence[ShardTask], workers: int) -> Iterator[tuple[in
     waiting: dict[Future[ShardCheck], int] = {}
     try:
         for number, task in enumerate(tasks):
-            waiting[pool.submit(task.check)] = number
+            waiting[pool.submit(_check, task)] = number
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -206,14 +207,12 @@ def _on_ray(tasks: Sequence[ShardTask]) -> Iterator[tuple[int, ShardCheck]]:
             for reference in done:
                 yield waiting.pop(reference), ray.get(reference)
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
-            raise cause from error
         raise JobError(
-            f"a task that checked a shard broke off ({type(error).__name__})",
+            f"a task that checked a shard broke off ({told(error)})",
             "the dataset must be at a place that all machines see; Ray's logs say more",
-        ) from error
+        ) from None
 
 
+@without_values
 def _check(task: ShardTask) -> ShardCheck:
     return task.check()

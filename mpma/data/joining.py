@@ -175,10 +175,8 @@ def join(
     Raises `UserError`, one line, where patients are named by different keys, where generated pairs would
     mix with real ones, or where a column has two types.
     """
-    first = datasets[0]
-    known = [
-        (dataset.storage.described(), dataset.info.synthetic, dataset.info.key_name) for dataset in datasets
-    ]
+    known = [(item.storage.described(), item.info.synthetic, item.info.key_name) for item in datasets]
+    first, first_synthetic, first_key = known[0]
     if archive is not None and key is not None:
         known.append((archive.name, synthetic, key_name(key)))
     for name, generated, named_by in known:

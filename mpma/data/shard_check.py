@@ -35,7 +35,7 @@ DEFECTS: Final[Mapping[str, str]] = MappingProxyType(
         "wrong_length": "the file has another length than the marker says",
         "wrong_hash": "the file's bytes are not those that the marker names",
         "unreadable_file": "the file cannot be read",
-        "foreign_file": "the file or folder is no part of the dataset",
+        "foreign_file": "files or folders stand there that are no part of the dataset",
         "leftover_file": "the file was left by an ingest that broke off",
         "wrong_mode": "others than the owner have access to the file or folder",
         "wrong_schema": "the shard has other columns, or columns of other types",

@@ -31,6 +31,7 @@ from mpma.data.dataset_info import (
 from mpma.data.dataset_writing import QUARANTINE_SCHEMA, Part, reports_info, split_info
 from mpma.data.pairs import SPLITS
 from mpma.data.quality import REASONS
+from mpma.data.quality_info import NEAR_DUPLICATES_FILE
 from mpma.data.shard_check import Findings, ShardCheck, ShardTask, check_bytes
 from mpma.data.statistics import merged
 from mpma.data.storage import Storage
@@ -60,7 +61,7 @@ class Verification:
             data = self.storage.read(MARKER)
         except OSError:
             if not self.storage.exists():
-                raise UserError(f"{self.storage.location}: no dataset there") from None
+                raise UserError(f"{self.storage.described()}: no dataset there") from None
             self.findings.add(MARKER, "marker", detail="missing: the dataset is not finished")
             return []
         try:
@@ -81,6 +82,8 @@ class Verification:
         self._check_directory(named)
         self._measured = self._check_tokenizer(info)
         self._check_quarantine(info)
+        if info.quality is not None:
+            check_bytes(self.storage, info.quality.near_duplicates, self.findings)
         columns = tuple(info.columns)
         return [ShardTask(self.storage, split, shard, columns, self._measured) for split, shard in shards]
 
@@ -100,17 +103,23 @@ class Verification:
             self.counted = True
             self._check_counts(self.info, checks)
 
-    def _check_directory(self, named: set[str]) -> None:
-        named = {MARKER, TOKENIZER_FILE, QUARANTINE_FILE, QUALITY_PAGE, *named}
+    def _check_directory(self, shards: set[str]) -> None:
+        named = {MARKER, TOKENIZER_FILE, QUARANTINE_FILE, NEAR_DUPLICATES_FILE, QUALITY_PAGE, *shards}
         storage, start = self.storage, len(self.storage.root) + 1
+        foreign: Counter[str] = Counter()
         for found in storage.filesystem.get_file_info(pafs.FileSelector(storage.root, recursive=True)):
             name = found.path[start:]
             folder = found.type == pafs.FileType.Directory
             if not (name in SPLITS if folder else name in named):
-                own = not folder and is_own(name)
-                self.findings.add(name, "leftover_file" if own else "foreign_file")
+                if not folder and is_own(name):
+                    self.findings.add(name, "leftover_file")
+                else:
+                    foreign[name.rpartition("/")[0] or "."] += 1
             elif storage.is_local:
                 self._check_mode(name, 0o700 if folder else 0o600)
+        for folder_name, count in foreign.items():
+            # Counted and not named: what somebody put there may be named after a patient.
+            self.findings.add(folder_name, "foreign_file", detail=f"{count} in this folder")
         if storage.is_local:
             self._check_mode("", 0o700)
 

@@ -586,7 +586,7 @@ def test_what_identifies_people_is_in_no_row_and_no_assumption(tmp_path: Path) -
     for item in items:
         row = make_row(item, source, IngestOptions(), source.extra_schema())
         assert not isinstance(row, Rejection)
-        values, _ = row
+        values, *_ = row
         # The ingest hashes these three before it makes a row.
         plain = {
             key: value for key, value in values.items() if key not in ("pair_id", "patient_id", "study_id")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ from mpma.data.images import encode_grey
 from mpma.data.ingest_plan import IngestOptions
 from mpma.data.pairs import SPLITS
 from mpma.data.sources.contract import Item, Rejection
-from orchestration.ingesting import carry_out, prepare
+from orchestration import ingesting
+from orchestration.ingesting import PreparedIngest, carry_out, prepare
 
 KEY = b"k" * 32
 
@@ -90,7 +92,13 @@ def ingested(
 ) -> Dataset:
     """A dataset of an archive that lists these entries, made in this process."""
     source = Archive(list(entries), **more)
-    return carry_out(prepare(source, str(out), key=key, options=options or LOSSLESS)).dataset
+    return made_here(prepare(source, str(out), key=key, options=options or LOSSLESS))
+
+
+def made_here(prepared: PreparedIngest) -> Dataset:
+    """The dataset of a prepared ingest, made in this process whatever Ray is running."""
+    with patch.object(ingesting, "_on_ray", ingesting._here):
+        return carry_out(prepared).dataset
 
 
 def rows(dataset: Dataset) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,15 @@ from small_runs import assert_same_run, lines, phantom_dataset, recipe, tensors
 
 from mpma.config import validate_tree
 from mpma.data.dataset import Dataset
+from mpma.data.hashing import PUBLIC_KEY
+from mpma.data.joining import join
+from mpma.data.sources import build_source
 from mpma.errors import JobError
 from mpma.training import loop
 from mpma.training.loop import Silent
 from mpma.training.run_directory import RunDirectory
+from orchestration.growing import prepare_joined
+from orchestration.ingesting import carry_out
 from orchestration.worker import WorkerPlan, run_worker
 
 
@@ -122,3 +127,22 @@ def test_a_new_run_starts_from_given_weights(ray_local: None, data: Path, tmp_pa
     before = next(line for line in lines(tmp_path / "second") if line["step"] == 0)
     after = lines(tmp_path / "first")[-1]
     assert before["val/loss/image_reconstruction"] == after["val/loss/image_reconstruction"]
+
+
+def test_a_run_goes_on_from_its_weights_on_a_dataset_that_has_grown(
+    ray_local: None, data: Path, tmp_path: Path
+) -> None:
+    _train(tmp_path, "first", data, steps=2, checkpoint_every_steps=2)
+    pairs = ["train_pairs=64", "val_pairs=64", "test_pairs=0", "size=64", "seed=1"]
+    more, old = build_source("phantom", None, pairs), Dataset.open(data)
+    joined = join([old], more, key=PUBLIC_KEY, synthetic=True, keep_tokenizer=True)
+    grown = carry_out(prepare_joined(joined, str(tmp_path / "grown"), key=PUBLIC_KEY)).dataset
+    assert grown.rows("train") == old.rows("train") + 64
+    assert grown.info.tokenizer == old.info.tokenizer
+    given = tmp_path / "first" / "checkpoints" / "step_00000002"
+    outcome, events = _train(
+        tmp_path, "second", Path(grown.path), steps=2, checkpoint_every_steps=2, initial_checkpoint=str(given)
+    )
+    assert outcome.finished
+    assert any("step 2" in note for note in events.notes)
+    assert lines(tmp_path / "second")[-1]["step"] == 2

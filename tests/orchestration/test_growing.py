@@ -10,11 +10,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from grown_samples import KEY, Archive, files, ingested, item, patient, png, quarantine, rows
+from grown_samples import (
+    KEY,
+    LOSSLESS,
+    Archive,
+    files,
+    ingested,
+    item,
+    made_here,
+    patient,
+    png,
+    quarantine,
+    rows,
+)
 from test_ingest import StopAfter, request
 
 from mpma.data.dataset import Dataset
 from mpma.data.dataset_info import DatasetInfo
+from mpma.data.hashing import keyed_hash
 from mpma.data.images import read_grey
 from mpma.data.ingest_plan import IngestOptions
 from mpma.data.joining import join
@@ -34,11 +47,11 @@ def appended(old: Dataset, archive: Archive, out: Path, key: bytes = KEY, **opti
     keep = options.pop("keep_tokenizer", False)
     joined = join([old], archive, key=key, keep_tokenizer=keep)
     wanted = IngestOptions(image_format="png", **options)
-    return carry_out(prepare_joined(joined, str(out), key=key, options=wanted)).dataset
+    return made_here(prepare_joined(joined, str(out), key=key, options=wanted))
 
 
 def merged(out: Path, *datasets: Dataset, **options: Any) -> Dataset:
-    return carry_out(prepare_joined(join(datasets, **options), str(out), key=None)).dataset
+    return made_here(prepare_joined(join(datasets, **options), str(out), key=None))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +205,19 @@ def test_an_id_of_the_same_source_is_a_repetition_and_of_another_source_another_
     third = appended(second, Archive(entries, name="b"), tmp_path / "abb")
     assert rows(third) == rows(second)
     assert Counter(reason for _, reason, _ in quarantine(third)) == {"duplicate_id": 4}
-    assert sorted(name for name, *_ in quarantine(third)) == ["4", "5", "b:2", "b:3"]
+    assert sorted(name for name, *_ in quarantine(third)) == ["2", "3", "4", "5"]
+
+
+def test_ids_that_are_stored_as_hashes_are_recognised_as_what_they_are(tmp_path):
+    hashed = IngestOptions(image_format="png", hash_pair_ids=True)
+    entries = [item(n, split="train") for n in range(4)]
+    first = ingested(tmp_path / "a", entries, options=hashed, name="a")
+    assert set(rows(first)) == {keyed_hash(KEY, "pair", f"image-{n}") for n in range(4)}
+    again = appended(first, Archive(entries[2:], name="a"), tmp_path / "aa", hash_pair_ids=True)
+    assert rows(again) == rows(first)
+    assert quarantine(again) == [("image-2", "duplicate_id", ""), ("image-3", "duplicate_id", "")]
+    other = appended(first, Archive(entries[:1], name="b"), tmp_path / "ab", hash_pair_ids=True)
+    assert set(rows(other)) - set(rows(first)) == {f"b:{keyed_hash(KEY, 'pair', 'image-0')}"}
 
 
 def test_merging_keeps_the_first_of_everything(tmp_path):
@@ -453,5 +478,6 @@ def test_ray_and_this_process_make_the_same_files(old, grown, tmp_path, monkeypa
     assert ray.is_initialized()
     # The tasks' processes cannot import a module of the tests.
     ray.cloudpickle.register_pickle_by_value(grown_samples)
-    on_ray = appended(old, NEW, tmp_path / "ray")
+    joined = join([old], NEW, key=KEY)
+    on_ray = carry_out(prepare_joined(joined, str(tmp_path / "ray"), key=KEY, options=LOSSLESS)).dataset
     assert files(Path(on_ray.path)) == files(Path(grown.path))

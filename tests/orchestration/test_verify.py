@@ -163,24 +163,26 @@ def test_missing_and_cut_files_are_found(own):
     ]
 
 
-def test_files_that_are_no_part_of_it_are_found(own):
-    for name in (
-        "notes.txt",
-        "train/extra.parquet",
-        "train/00000.json",
-        "unfinished.json",
-        "val/a.unfinished",
-    ):
+def test_files_that_are_no_part_of_it_are_found_and_what_is_not_ours_is_not_named(own):
+    for name in ("patient 7.txt", "b.txt", "train/extra.parquet", "unfinished.json", "val/a.unfinished"):
         (own / name).write_bytes(b"x")
     (own / "train" / "folder").mkdir()
-    assert found(own) == [
-        ("notes.txt", None, "foreign_file"),
-        ("train/00000.json", None, "leftover_file"),
-        ("train/extra.parquet", None, "leftover_file"),
-        ("train/folder", None, "foreign_file"),
-        ("unfinished.json", None, "leftover_file"),
-        ("val/a.unfinished", None, "leftover_file"),
+    checked = verify(str(own), cpus=1)
+    assert [(f.file, f.reason, f.detail) for f in checked.findings.in_order()] == [
+        (".", "foreign_file", "2 in this folder"),
+        ("train", "foreign_file", "1 in this folder"),
+        ("train/extra.parquet", "leftover_file", ""),
+        ("unfinished.json", "leftover_file", ""),
+        ("val/a.unfinished", "leftover_file", ""),
     ]
+
+
+def test_the_page_of_quality_may_be_there_and_the_file_of_near_duplicates_must_be(own):
+    (own / "quality.html").write_text("page")
+    (own / "quality.html").chmod(0o600)
+    assert found(own) == []
+    (own / "near_duplicates.parquet").unlink()
+    assert found(own) == [("near_duplicates.parquet", None, "missing_file")]
 
 
 def test_files_and_folders_that_others_can_read_are_found(own):

@@ -194,8 +194,8 @@ class DicomOptions(StrictConfig):
     """Where the patient is read. None: the header, unless only the table names patients or the two never
     agree; where both name them alike, a row that differs is `conflicting_patient`."""
     patient_folder: int | None = Field(default=None, ge=1, le=32)
-    """Take the folder that many levels below the root for the patient (1: directly in it), whatever header and
-    table say."""
+    """Take the folder that many levels below the root for the patient (1: directly in it), whatever header
+    and table say."""
     issuer: Literal["auto", "ignore"] = "auto"
     """`auto`: where the headers name an issuer of patient ids, the same id of two issuers is two patients."""
     splits: Literal["keep", "ignore"] = "keep"
