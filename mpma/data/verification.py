@@ -75,11 +75,7 @@ class Verification:
             self.findings.add(MARKER, "marker", detail=f"its splits are not {', '.join(SPLITS)}")
             return []
         shards = [(split, shard) for split in SPLITS for shard in info.splits[split].shards]
-        named = {shard.path for _, shard in shards}
-        if info.quality is not None:
-            named.add(info.quality.near_duplicates.path)
-            check_bytes(self.storage, info.quality.near_duplicates, self.findings)
-        self._check_directory(named)
+        self._check_directory({shard.path for _, shard in shards})
         self._measured = self._check_tokenizer(info)
         self._check_quarantine(info)
         if info.quality is not None:
