@@ -27,7 +27,8 @@ def main(
         typer.Argument(
             help="Layout of the archive: openi (the publisher's XML and PNG), manifest (tables of paths or "
             "embedded images), mimic_cxr (MIMIC-CXR-JPG with its reports), chexpert_plus, padchest, "
-            "covid_chestxray (its cloned repository), nih14 (ChestX-ray14, labels), vqamed2019 (questions), "
+            "covid_chestxray (its cloned repository), dicom (a hospital's DICOM files and their reports), "
+            "nih14 (ChestX-ray14, labels), vqamed2019 (questions), "
             "masks (folders of images and masks) or phantom (synthetic pairs, made on the spot). Or "
             "merge: the roots are datasets, which become one.",
             show_default=False,

@@ -367,7 +367,7 @@ def _reasons(refused: Iterable[Rejection]) -> dict[str, int]:
 def software_versions() -> dict[str, str]:
     """Versions of what a dataset's bytes depend on."""
     found = {}
-    for package in ("mpma", "pyarrow", "tokenizers", "pillow"):
+    for package in ("mpma", "pyarrow", "tokenizers", "pillow", "pydicom", "python-gdcm"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

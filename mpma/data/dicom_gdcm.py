@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from mpma.data.dicom_gdcm_child import LENGTHS
 from mpma.data.sources.contract import UnreadableImage
 
-ANSWER_SECONDS: Final = 120.0
-"""Longest wait for one frame; the largest that is accepted takes some seconds."""
+ANSWER_SECONDS: Final = 20.0
+SECONDS_PER_MEGAPIXEL: Final = 2.0
+"""Longest wait for one frame, many times what a sound one takes: there are damaged ones without an end."""
 
 _CHILD: Final = Path(__file__).with_name("dicom_gdcm_child.py")
 _BLOCK: Final = 1 << 20
@@ -60,18 +61,20 @@ class GdcmProcess:
 
         Raises `UnreadableImage` with `unreadable_image`.
         """
+        pixels = int(options.get("rows", 0)) * int(options.get("columns", 0))
+        seconds = ANSWER_SECONDS + SECONDS_PER_MEGAPIXEL * pixels / 1e6
         request = json.dumps({"transfer_syntax": transfer_syntax, "options": dict(options)}).encode()
         with self._lock:
             try:
-                answer, pixels = self._asked(request, source)
+                answer, array = self._asked(request, source, seconds)
             except _DiedError:
                 try:
-                    answer, pixels = self._asked(request, source)
+                    answer, array = self._asked(request, source, seconds)
                 except _DiedError as error:
                     raise UnreadableImage("unreadable_image", f"the decoder {error}") from None
         if "error" in answer:
             raise UnreadableImage("unreadable_image", str(answer["error"]))
-        return np.frombuffer(pixels, np.dtype(answer["dtype"])).reshape(answer["shape"])
+        return np.frombuffer(array, np.dtype(answer["dtype"])).reshape(answer["shape"])
 
     def close(self) -> None:
         """End the process; the next frame starts another."""
@@ -85,10 +88,10 @@ class GdcmProcess:
                 with suppress(OSError):  # what was not sent to a dead process cannot be sent any more
                     stream.close()
 
-    def _asked(self, request: bytes, source: bytes) -> tuple[dict[str, Any], bytes]:
+    def _asked(self, request: bytes, source: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         process = self._running()
         assert process.stdin is not None
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + seconds
         try:
             for part in (LENGTHS.pack(len(request), len(source)), request, source):
                 process.stdin.write(part)
@@ -126,7 +129,7 @@ class GdcmProcess:
             ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 self.close()
-                raise _DiedError(f"gave no answer in {ANSWER_SECONDS:.0f} s")
+                raise _DiedError("gave no answer in time")
             block = os.read(out, min(_BLOCK, length - len(received)))
             if not block:
                 raise self._death()
