@@ -87,7 +87,8 @@ def lead(info: DatasetInfo) -> str:
         told += f"; {counted(rows, 'candidate')} {'was' if rows == 1 else 'were'} refused, {of} as {most[0]}"
     reports = None if info.quality is None else info.quality.reports
     if reports is not None and reports.held_out_total:
-        told += f". {counted(reports.held_out_total, 'held-out report')} read as one of train does"
+        count = reports.held_out_total
+        told += f". {counted(count, 'held-out report')} {'reads' if count == 1 else 'read'} like one of train"
     return f"{told}."
 
 
