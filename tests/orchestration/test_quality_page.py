@@ -1,4 +1,4 @@
-"""The page of a dataset: what it says, what it must not hold, pictures on request alone, and one file for all."""
+"""The page of a dataset: what it says, what it must not hold, and pictures on request alone."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_thumbnails_stand_there_on_request_and_the_page_says_what_it_holds(
     assert refused.count("<img") == 6 + 2
     assert "40 x 50, the least side is 64" in refused
     assert repeats.count("<img") == 3 * 2
-    assert [found for found in re.findall(r"group \d+ · [^<]*", repeats)] == [
+    assert re.findall(r"group \d+ · [^<]*", repeats) == [
         "group 0 · in several splits",
         "group 1 · in several splits",
         "group 2 · several patients, one split",
