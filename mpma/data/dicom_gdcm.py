@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import select
 import subprocess
@@ -33,6 +34,7 @@ SECONDS_PER_MEGAPIXEL: Final = 2.0
 """Longest wait for one frame, many times what a sound one takes: there are damaged ones without an end."""
 
 _CHILD: Final = Path(__file__).with_name("dicom_gdcm_child.py")
+_ALARM_AFTER_SECONDS: Final = 10
 _BLOCK: Final = 1 << 20
 
 
@@ -63,7 +65,13 @@ class GdcmProcess:
         """
         pixels = int(options.get("rows", 0)) * int(options.get("columns", 0))
         seconds = ANSWER_SECONDS + SECONDS_PER_MEGAPIXEL * pixels / 1e6
-        request = json.dumps({"transfer_syntax": transfer_syntax, "options": dict(options)}).encode()
+        wanted = {
+            "transfer_syntax": transfer_syntax,
+            "options": dict(options),
+            # Its own alarm is for the case that this process is gone by then.
+            "seconds": math.ceil(seconds) + _ALARM_AFTER_SECONDS,
+        }
+        request = json.dumps(wanted).encode()
         with self._lock:
             try:
                 answer, array = self._asked(request, source, seconds)

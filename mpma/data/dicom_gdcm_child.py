@@ -4,7 +4,8 @@ Decisions: damaged lossless JPEG makes GDCM abort the process that called it, so
 holds nothing else and may die. This file is run by its path and imports nothing of this software, so that
 the process starts fast and on any machine that has the libraries. No core is dumped, since it would hold
 pixels. A request is two lengths, JSON of pydicom's decoding options and the encapsulated frame; an answer
-is two lengths, JSON and the array. It ends where its input ends.
+is two lengths, JSON and the array. It ends where its input ends, and by an alarm where a frame takes too
+long, also when nobody is left to end it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import struct
 import sys
 import warnings
@@ -30,6 +32,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         text_length, data_length = LENGTHS.unpack(head)
         wanted = json.loads(requests.read(text_length))
         source = requests.read(data_length)
+        signal.alarm(wanted["seconds"])
         answer: dict[str, Any]
         pixels = b""
         try:
@@ -40,6 +43,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             answer = {"dtype": array.dtype.str, "shape": array.shape}
         except Exception as error:  # the message may quote the file, so only its kind goes back
             answer = {"error": type(error).__name__}
+        signal.alarm(0)
         text = json.dumps(answer).encode()
         answers.write(LENGTHS.pack(len(text), len(pixels)))
         answers.write(text)

@@ -79,7 +79,7 @@ def test_uncompressed_values_come_back_exactly(syntax: str, bits: int) -> None:
     np.testing.assert_array_equal(found, rounded(values, 0, (1 << bits) - 1))
 
 
-@pytest.mark.parametrize("syntax", [RLE, JPEG_LOSSLESS, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("syntax", [RLE, JPEG_LOSSLESS, "1.2.840.10008.1.2.4.57", JPEG_LS, JPEG_2000])
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_lossless_compression_changes_nothing(syntax: str, bits: int, tmp_path: Path) -> None:
     plain = dicom_file(GREY if bits == 8 else deep(bits), BitsStored=bits)
@@ -88,9 +88,10 @@ def test_lossless_compression_changes_nothing(syntax: str, bits: int, tmp_path: 
     np.testing.assert_array_equal(read_grey(packed), read_grey(plain))
 
 
-def test_baseline_jpeg_is_what_a_jpeg_file_is() -> None:
+@pytest.mark.parametrize("syntax", [JPEG, "1.2.840.10008.1.2.4.51"])
+def test_jpeg_of_8_bits_is_what_a_jpeg_file_is(syntax: str) -> None:
     stream = encoded_picture(GREY, "JPEG", quality=90)
-    np.testing.assert_array_equal(read_grey(compressed_dicom([stream], GREY, JPEG)), read_grey(stream))
+    np.testing.assert_array_equal(read_grey(compressed_dicom([stream], GREY, syntax)), read_grey(stream))
 
 
 def test_a_frame_in_several_fragments_is_put_together() -> None:

@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -31,6 +33,7 @@ from mpma.data import dicom_gdcm
 from mpma.data.dicom import load_pydicom, with_prefix
 from mpma.data.dicom_elements import PIXEL_DATA, looks_like_bare_dicom, walk_file
 from mpma.data.dicom_gdcm import GdcmProcess
+from mpma.data.dicom_gdcm_child import LENGTHS
 from mpma.data.dicom_silence import quiet
 from mpma.data.images import read_grey
 from mpma.data.quality import REASONS
@@ -201,6 +204,21 @@ def test_a_decoder_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UnreadableImage) as caught:
         GdcmProcess().decode("1.2.840.10008.1.2.4.70", {}, b"")
     assert caught.value.detail == "the decoder gave no answer in time"
+
+
+def test_a_decoder_that_nobody_waits_for_ends_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "pydicom").mkdir()
+    (tmp_path / "pydicom" / "__init__.py").touch()
+    (tmp_path / "pydicom" / "pixels.py").write_text("import time\ndef get_decoder(uid): time.sleep(60)\n")
+    request = b'{"transfer_syntax": "1.2", "options": {}, "seconds": 1}'
+    ended = subprocess.run(
+        [sys.executable, "-P", str(dicom_gdcm._CHILD)],
+        input=LENGTHS.pack(len(request), 0) + request,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGALRM
 
 
 def test_threads_share_the_decoder_without_mixing_answers(tmp_path: Path) -> None:
