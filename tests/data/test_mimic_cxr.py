@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import shutil
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from samples_mimic import (
     FINDINGS,
@@ -30,6 +32,7 @@ from samples_mimic import (
 )
 from source_samples import checked_items, encoded, grey_pixels
 
+from mpma.data.hashing import PUBLIC_KEY
 from mpma.data.item_packing import pack_items
 from mpma.data.quality import image_problem, resolve_sections
 from mpma.data.sources import build_source
@@ -39,6 +42,7 @@ from mpma.data.sources.mimic_cxr import MimicCxrSource
 from mpma.data.sources.mimic_labels import FINDINGS as KNOWN_FINDINGS
 from mpma.data.sources.mimic_reports import MAX_REPORT_BYTES, find_reports
 from mpma.errors import UserError
+from orchestration.ingesting import carry_out, prepare
 
 LAYOUTS = ("zip", "folder", "beside", "wget")
 
@@ -364,6 +368,30 @@ def test_no_file_is_asked_for_while_images_are_listed(
     assert asked == ["files/p10", "files/p11"]
 
 
+def test_what_is_missing_is_counted_once_whether_listing_or_loading_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_mimic(tmp_path / "mimic")
+    images = sample_images()
+    shutil.rmtree(root / "files" / "p10" / "p10000764")
+    (root / images[1].path).unlink()
+    # Alone, so that the parts are made here and not on a Ray that another test may have left.
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    made = carry_out(prepare(build_source("mimic_cxr", root), str(tmp_path / "made"), key=PUBLIC_KEY))
+    assert made.candidates == 16
+    assert {split: made.dataset.rows(split) for split in ("train", "val", "test")} == {
+        "train": 3,
+        "val": 4,
+        "test": 4,
+    }
+    assert made.dataset.info.quarantine.reasons == {"missing_image": 5}
+    refused = pq.read_table(tmp_path / "made" / "quarantine.parquet").to_pylist()
+    assert {row["pair_id"] for row in refused} == {image.dicom for image in (images[1], *images[4:8])}
+    first = made.dataset.read_rows("train", [0]).to_pylist()[0]
+    assert (first["labels"], first["view_position"], first["labels_negbio"]) == ([], "PA", [])
+    assert first["patient_id"] != "10000032"
+
+
 # Reports.
 
 
@@ -407,7 +435,7 @@ def test_a_study_without_a_report_is_refused_or_taken_without_one(tmp_path: Path
     items, refusals = built(root)
     assert len(items) == 14
     assert [(r.pair_id, r.reason, r.detail) for r in refusals] == [
-        (image.dicom, "empty_report", "the study has no report file") for image in sample_images()[:2]
+        (image.dicom, "missing_report", "the study has no report file") for image in sample_images()[:2]
     ]
     items, refusals = built(root, "reports=optional")
     assert not refusals

@@ -171,6 +171,24 @@ def test_an_archive_that_was_replaced_is_opened_again(folder: ArchiveFolder, tmp
         ZipArchive(folder, "a.zip").read(old, LIMIT)
 
 
+def test_an_archive_in_a_bucket_is_fetched_whole_where_it_is_small_enough(
+    folder: ArchiveFolder, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.zip", CONTENT)
+    archive = ZipArchive(folder, "a.zip")
+    (member, *_) = archive.members()
+    size = file.stat().st_size
+    for fetch_up_to, held in ((size, not folder.is_local), (size - 1, False), (0, False)):
+        write(file, CONTENT)
+        with archive.opened(fetch_up_to) as reader:
+            file.write_bytes(b"")
+            if held:
+                assert reader.read(member, LIMIT) == CONTENT["files/b.txt"]
+            else:
+                with pytest.raises(UnreadableImage):
+                    reader.read(member, LIMIT)
+
+
 def test_a_thread_keeps_few_archives_open(folder: ArchiveFolder, tmp_path: Path) -> None:
     archives = []
     for number in range(12):

@@ -239,7 +239,7 @@ class _Listing:
             assert self._reader is not None
             return Rejection(self._reader.path(patient, study), image, report.reason, report.detail)
         if report is None and self._source.reports_expected:
-            return Rejection(path, image, "empty_report", "the study has no report file")
+            return Rejection(path, image, "missing_report", "the study has no report file")
         found = {name: labels.of(study) for name, labels in self._labels.items()}
         chosen = found.get(self._options.labels) or NOT_LABELLED
         lists = {
