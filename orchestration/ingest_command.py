@@ -136,7 +136,10 @@ def _merge(request: Request, notes: Console) -> _Job:
     for line in assumptions(joined):
         notes.print(f"{MERGE}: {line}", markup=False)
     quality = QualityConfig(**thresholds(assignments, request.min_words, request.min_side))
-    options = _options(request, joined.synthetic, quality)
+    # What concerns an archive alone changes nothing here, and so does not tell two merges apart.
+    options = IngestOptions(
+        quality=quality, vocabulary_size=request.vocabulary_size, truncated_at=request.max_tokens
+    )
     return _Job(joined.archive, options, None, joined.synthetic, joined)
 
 

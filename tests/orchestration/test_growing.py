@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,18 +31,20 @@ from test_ingest import StopAfter, request
 
 from mpma.data.dataset import Dataset
 from mpma.data.dataset_info import DatasetInfo
-from mpma.data.hashing import keyed_hash
+from mpma.data.hashing import PUBLIC_KEY, keyed_hash
 from mpma.data.images import read_grey
 from mpma.data.ingest_plan import IngestOptions
 from mpma.data.joining import join
 from mpma.data.pairs import SPLITS
+from mpma.data.sources import build_source
 from mpma.data.sources.contract import Rejection
 from mpma.data.splits import split_of
 from mpma.data.statistics import PairStatistics, grey_histogram
 from mpma.errors import UserError
 from orchestration import ingest_command
 from orchestration.growing import open_parents, prepare_joined
-from orchestration.ingesting import carry_out
+from orchestration.ingesting import carry_out, prepare
+from orchestration.verify_command import verify
 
 pytestmark = pytest.mark.usefixtures("without_ray")
 
@@ -440,6 +446,26 @@ def test_the_command_adds_and_merges(tmp_path, capsys):
     assert "number 7" not in shown.out + shown.err
 
 
+@pytest.mark.usefixtures("no_cluster")
+def test_open_i_is_added_to_real_pairs_and_the_result_verifies(tmp_path, data_root, capsys):
+    def run(source: str, root: Path, out: str, **changes: Any) -> dict[str, Any]:
+        wanted = request(source, root, tmp_path / out, tmp_path / "key", **changes)
+        ingest_command.execute(wanted)
+        return json.loads(capsys.readouterr().out)
+
+    first = run("manifest", data_root / "pairs", "pairs")
+    both = run("openi", data_root / "raw" / "openi", "both", onto=str(tmp_path / "pairs"))
+    assert (first["kept"], both["kept"], both["candidates"]) == (307, 315, 386)
+    assert both["quarantined"] == {"missing_image": 71}
+    assert both["history"][-1]["quarantined"] == {"missing_image": 71}
+    before, after = (rows(Dataset.open(tmp_path / name)) for name in ("pairs", "both"))
+    for name, row in before.items():
+        assert after[name] == row | dict.fromkeys(after[name].keys() - row.keys())
+    checked = verify(str(tmp_path / "both"), cpus=1)
+    assert checked.findings.in_order() == []
+    assert checked.counted
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -481,3 +507,35 @@ def test_ray_and_this_process_make_the_same_files(old, grown, tmp_path, monkeypa
     joined = join([old], NEW, key=KEY)
     on_ray = carry_out(prepare_joined(joined, str(tmp_path / "ray"), key=KEY, options=LOSSLESS)).dataset
     assert files(Path(on_ray.path)) == files(Path(grown.path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_merge_that_was_killed_goes_on_to_the_same_files(tmp_path):
+    """SIGKILL of the driver with one and three parts standing, then a run to the end."""
+    members = []
+    for seed in (0, 1):
+        pairs = ["train_pairs=1100", "val_pairs=64", "test_pairs=0", "size=64", f"seed={seed}"]
+        prepared = prepare(
+            build_source("phantom", None, pairs), str(tmp_path / str(seed)), key=PUBLIC_KEY, synthetic=True
+        )
+        members.append(made_here(prepared))
+    whole = merged(tmp_path / "whole", *members)
+    out = tmp_path / "made"
+    roots = [member.path for member in members]
+    command = [sys.executable, "-m", "orchestration.ingest", "merge", *roots, "--out", str(out), "--json"]
+    for parts in (1, 3):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while len(list(out.glob("train/*.json"))) < parts and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert "Traceback" not in process.communicate(timeout=60)[1]
+        assert process.returncode == -9
+        with pytest.raises(UserError, match="not a finished dataset"):
+            Dataset.open(out)
+    subprocess.run(command, capture_output=True, check=True, timeout=250)
+    made, expected = files(out), files(Path(whole.path))
+    made.pop("quality.html")
+    assert made == expected
