@@ -10,6 +10,9 @@ from typing import Literal
 
 from source_samples import encoded, grey_pixels
 
+from mpma.data.sources import build_source
+from mpma.data.sources.contract import Item, Rejection, Source
+
 METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
     "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
@@ -151,3 +154,15 @@ def write_mimic(
     else:
         write_report_folder(root if layout == "beside" else root / "mimic-cxr-reports", texts)
     return root
+
+
+def listed(source: Source) -> tuple[list[Item], list[Rejection]]:
+    """What a source lists: what it takes, and what it refuses."""
+    found = list(source.items())
+    items = [entry for entry in found if isinstance(entry, Item)]
+    return items, [entry for entry in found if isinstance(entry, Rejection)]
+
+
+def built(root: Path, *options: str) -> tuple[list[Item], list[Rejection]]:
+    """What the source of a root lists."""
+    return listed(build_source("mimic_cxr", root, options))
