@@ -93,7 +93,7 @@ def test_another_encoding_becomes_utf_8(tmp_path, monkeypatch):
     (tmp_path / "root").mkdir()
     images(tmp_path / "root", 2)
     text = "Herz nicht vergrößert, kein Erguß."
-    lines = f"id,patient_id,path,report\na,a,0.jpg,{text}\nb,b,1.jpg,niño: tórax normal\n"
+    lines = f'id,patient_id,path,report\na,a,0.jpg,"{text}"\nb,b,1.jpg,niño: tórax normal\n'
     (tmp_path / "root" / "pairs.csv").write_bytes(lines.encode("latin-1"))
     source = build_source("manifest", tmp_path / "root" / "pairs.csv", ["encoding=latin-1"])
     made = dataset(source, tmp_path / "made", monkeypatch)
