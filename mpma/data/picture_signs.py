@@ -69,7 +69,7 @@ def bytes_hash(image: bytes | memoryview) -> int:
 def picture_signs(pixels: GreyImage) -> NDArray[np.uint64]:
     """Signs [WORDS - 1] of decoded pixels, uint8 [H, W]; zeros where the picture has no structure.
 
-    About 0.15 ms for 512 pixels.
+    About 0.35 ms for 512 pixels.
     """
     return _signs(_shrunk(Image.fromarray(pixels)))
 
