@@ -200,12 +200,13 @@ def _carry_out(request: Request, job: _Job, notes: Console) -> None:
             prepared = job.prepare(request, watcher)
             with connected(request.address, request.cpus, dashboard=False):
                 result = carry_out(prepared, watcher)
-            _write_page(request, job, prepared, result)
     except KeyboardInterrupt:
         notes.print(
             "interrupted: the parts that are whole are kept, the same command goes on from them", markup=False
         )
         raise
+    # The dataset stands: a Ctrl-C from here on costs its page alone.
+    _write_page(request, job, prepared, result)
     _show(summary(result, request.out), request.as_json, "Dataset")
 
 
