@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from PIL import ExifTags, Image
 
 from mpma.data.sources.contract import UnreadableImage
 
@@ -37,21 +39,29 @@ _MOST_STEPS: Final = 100_000
 _MOST_CODESTREAMS: Final = 16
 
 
-def refuse_costly(data: bytes, image_format: str, width: int, height: int, max_pixels: int) -> None:
-    """Raise `UnreadableImage` with `too_large` where decoding would cost far more than the declared size.
+def refuse_costly(data: bytes, image: Image.Image, max_pixels: int) -> None:
+    """Refuse a picture that costs far more to decode than its declared size.
 
     Args:
         data: the file's bytes.
-        image_format: as Pillow names it.
-        width, height: as the file declares them.
-        max_pixels: the caller's limit, which a size that only the decoder sees must keep as well.
+        image: the same file as Pillow opened it, nothing decoded yet.
+        max_pixels: the limit of the declared size, which a size that only the decoder sees must keep as well.
+
+    Raises `UnreadableImage` with `too_large`, or `unreadable_image` where the header makes no sense.
     """
-    if image_format in ("JPEG", "MPO"):
-        _refuse_scans(data, width * height)
-    elif image_format == "JPEG2000":
-        _refuse_blocks(data, max_pixels)
-    elif image_format == "PNG":
-        _refuse_chunks(data)
+    try:
+        if image.format in ("JPEG", "MPO"):
+            _refuse_scans(data, image.width * image.height)
+        elif image.format == "JPEG2000":
+            _refuse_blocks(data, max_pixels)
+        elif image.format == "PNG":
+            _refuse_chunks(data)
+        elif image.format == "TIFF":
+            _refuse_tiles(getattr(image, "tag_v2", {}), max_pixels)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # a damaged header may hold anything
+        raise UnreadableImage("unreadable_image", type(error).__name__) from None
 
 
 def _refuse_scans(data: bytes, pixels: int) -> None:
@@ -186,3 +196,9 @@ def _refuse_chunks(data: bytes) -> None:
             return
         at += 12 + length
     raise UnreadableImage("too_large", f"more than {_MOST_STEPS} chunks")
+
+
+def _refuse_tiles(tags: Mapping[int, Any], max_pixels: int) -> None:
+    pixels = int(tags.get(ExifTags.Base.TileWidth, 0)) * int(tags.get(ExifTags.Base.TileLength, 0))
+    if pixels > max_pixels:
+        raise UnreadableImage("too_large", f"has tiles of {pixels} pixels, the limit is {max_pixels}")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mpma.data.decoding_cost import refuse_costly
 from mpma.data.images import DEFAULT_MAX_PIXELS, sniff
 from mpma.data.sources.contract import UnreadableImage
 
@@ -61,9 +62,10 @@ def mask_values(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, lossy: bool =
             with Image.open(io.BytesIO(data), formats=formats) as mask:
                 if mask.width * mask.height > max_pixels:
                     raise UnreadableImage("unreadable_mask", f"declares {mask.width} x {mask.height} pixels")
+                refuse_costly(data, mask, max_pixels)
                 return _grey(mask)
-    except UnreadableImage:
-        raise
+    except UnreadableImage as error:
+        raise UnreadableImage("unreadable_mask", error.detail) from None
     except Exception as error:  # Pillow reports damage in many ways
         detail = f"not one of {', '.join(formats)}, or damaged ({type(error).__name__})"
         raise UnreadableImage("unreadable_mask", detail) from None

@@ -28,6 +28,7 @@ LARGEST_TAR_HEADER: Final = 16 * 1024
 DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError)
 """What reading a damaged compressed file may raise."""
 
+_BLOCK_BYTES: Final = 1024 * 1024
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 
 COMPRESSED: Final = (_GZIP, _BZIP2, _XZ)
@@ -91,7 +92,12 @@ class Unfolded(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         if self._largest_read is not None and size is not None and size > self._largest_read:
             raise UnfoldsTooFarError(f"declares a header of {size} bytes")
-        return self.take(-1 if size is None else size)
+        if size is None or size < 0:
+            return self.readall()
+        return self.take(size)
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.take(_BLOCK_BYTES), b""))
 
     def take(self, size: int) -> bytes:
         """`read` without the bound of a single read, for those who looked at the size themselves."""
