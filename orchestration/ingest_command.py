@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -161,7 +161,13 @@ def _archive(request: Request, notes: Console) -> _Job:
         if "filter" not in kind.options.model_fields:
             raise UserError(f"--filter: {request.source} has no filter", "the manifest source has one")
         overrides.append(f"filter={request.row_filter}")
-    if given.get("min_report_words") == 0 and "reports" in kind.options.model_fields:
+    reports = kind.options.model_fields.get("reports")
+    # In other sources the option of that name is a place.
+    if (
+        given.get("min_report_words") == 0
+        and reports is not None
+        and "optional" in get_args(reports.annotation)
+    ):
         overrides.append("reports=optional")
     source = build_source(request.source, request.root, overrides)
     options = _options(

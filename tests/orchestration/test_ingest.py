@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from source_samples import write_openi
 
 from mpma.data.config import PhantomConfig
 from mpma.data.dataset import Dataset
@@ -234,6 +235,16 @@ def test_every_bad_row_is_quarantined_with_its_reason_and_none_is_lost(tmp_path,
     rows = {row["pair_id"]: row["reason"] for row in pq.read_table(file).to_pylist()}
     assert rows["both-1"] == rows["both-2"] == "patient_in_two_splits"
     assert rows["torn"] == "truncated_image"
+
+
+def test_pairs_without_a_report_can_be_asked_for_of_every_source(tmp_path, capsys):
+    """`--min-words 0` is an option of a manifest too; in other sources `reports` names a place."""
+    root = write_openi(tmp_path / "openi")
+    found = run(capsys, "openi", root, tmp_path / "made", tmp_path / "key", min_words=0, check=True)
+    assert (found["candidates"], found["kept"]) == (6, 6)
+    table = archive(tmp_path / "archive")
+    found = run(capsys, "manifest", table, tmp_path / "made", tmp_path / "key", min_words=0, check=True)
+    assert "empty_report" not in found["quarantined"]
 
 
 def test_what_is_shown_names_no_row(tmp_path, ray_local, capsys):

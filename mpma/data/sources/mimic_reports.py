@@ -1,8 +1,8 @@
 """Reports of MIMIC-CXR by study: from the publisher's zip, or from folders of text files.
 
 Decisions: the zip is read as it is, and where both are there it wins, being whole and read in one sweep;
-its table of contents is read once and held as numbers by study. In a bucket it is fetched whole (some 140
-MB for all reports), since one request a report would take hours. What is no text, such as the pointer that
+its table of contents is read once and held as numbers by study. In a bucket it is fetched whole (up to a
+stated size), since one request a report would take hours. What is no text, such as the pointer that
 git-lfs leaves, the web page that an expired login leaves, or a binary file, is refused with a reason and
 never becomes a report; single bytes that are not UTF-8 are kept as damaged characters. The text itself is
 not touched.
