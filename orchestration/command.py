@@ -3,12 +3,13 @@
 Decisions: a mistake the user can mend is one line and a hint with exit code 2; a job that failed is
 one line with where to look and exit code 1; Ctrl-C is 130; a defect of this software is one line with
 its kind and the places in our code, and exit code 1, since a traceback quotes what was read. What a
-program writes is for its user alone.
+program writes is for its user alone, and it leaves no core dump.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,8 @@ def run(main: Callable[..., Any]) -> None:
     """Run a typer application and turn its failures into lines and exit codes."""
     # Datasets, runs, exports and what Ray writes beside them are made of confidential pairs.
     os.umask(0o077)
+    # So is the memory of this process and of those that it starts.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     defects.hook_program()
     # A typer application that is called puts a hook of its own in the place of ours.
     command = typer.main.get_command(main) if isinstance(main, typer.Typer) else main

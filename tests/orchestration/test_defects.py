@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
+import stat
 import subprocess
 import sys
 import threading
@@ -56,9 +59,12 @@ def shipped(ray_local: None) -> Any:
 
 @pytest.fixture
 def hooks() -> Any:
-    """The interpreter's hooks as they were."""
+    """The interpreter's hooks and limits as they were."""
     before = sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort
+    limit, umask = resource.getrlimit(resource.RLIMIT_CORE), os.umask(0o022)
     yield
+    resource.setrlimit(resource.RLIMIT_CORE, limit)
+    os.umask(umask)
     sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort = before
 
 
@@ -73,6 +79,21 @@ def test_a_defect_in_a_program_is_one_line_with_kind_and_place(capsys):
     assert "orchestration/command.py:" in said
     assert len(said.splitlines()) == 1
     assert not any(part in said for part in SECRET.split())
+
+
+@pytest.mark.usefixtures("hooks")
+def test_a_program_writes_for_its_user_alone_and_leaves_no_core_dump(tmp_path):
+    found = []
+
+    def main() -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").write_text("")
+        found.append(resource.getrlimit(resource.RLIMIT_CORE)[0])
+
+    run(main)
+    assert found == [0]
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "folder" / "file").stat().st_mode) == 0o600
 
 
 @pytest.mark.usefixtures("hooks")
