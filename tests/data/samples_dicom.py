@@ -18,6 +18,9 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from source_samples import grey_pixels
 
+from mpma.data.sources import build_source
+from mpma.data.sources.contract import Item, Rejection, Source
+
 DX_CLASS = "1.2.840.10008.5.1.4.1.1.1.1"
 UID_ROOT = "1.2.826.0.1.3680043.10.9999"
 
@@ -220,3 +223,29 @@ def _raw(out: io.BytesIO, syntax: UID) -> Any:
     stream = DicomFileLike(out)
     stream.is_implicit_VR, stream.is_little_endian = syntax.is_implicit_VR, syntax.is_little_endian
     return stream
+
+
+def listed(source: Source) -> tuple[list[Item], list[Rejection]]:
+    found = list(source.items())
+    return (
+        [item for item in found if isinstance(item, Item)],
+        [item for item in found if isinstance(item, Rejection)],
+    )
+
+
+def built(root: Path, *options: str) -> Source:
+    return build_source("dicom", root, options)
+
+
+def write_table(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]], **options: Any) -> None:
+    with file.open("w", newline="", encoding=options.pop("encoding", "utf-8")) as stream:
+        writer = csv.writer(stream, **options)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def table_of(root: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
+    """The sample folder with another table."""
+    write_dicom(root)
+    write_table(root / "reports.csv", header, rows)
+    return root

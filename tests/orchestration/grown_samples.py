@@ -17,9 +17,11 @@ from mpma.data.dataset_info import QUARANTINE_FILE
 from mpma.data.hashing import keyed_hash
 from mpma.data.images import encode_grey
 from mpma.data.ingest_plan import IngestOptions
+from mpma.data.joining import join
 from mpma.data.pairs import SPLITS
 from mpma.data.sources.contract import Item, Rejection
 from orchestration import ingesting
+from orchestration.growing import prepare_joined
 from orchestration.ingesting import PreparedIngest, carry_out, prepare
 
 KEY = b"k" * 32
@@ -121,3 +123,14 @@ def files(place: Path) -> dict[str, bytes]:
     return {
         file.relative_to(place).as_posix(): file.read_bytes() for file in place.rglob("*") if file.is_file()
     }
+
+
+def appended(old: Dataset, archive: Archive, out: Path, key: bytes = KEY, **options: Any) -> Dataset:
+    keep = options.pop("keep_tokenizer", False)
+    joined = join([old], archive, key=key, keep_tokenizer=keep)
+    wanted = IngestOptions(image_format="png", **options)
+    return made_here(prepare_joined(joined, str(out), key=key, options=wanted))
+
+
+def merged(out: Path, *datasets: Dataset, **options: Any) -> Dataset:
+    return made_here(prepare_joined(join(datasets, **options), str(out), key=None))
