@@ -134,3 +134,15 @@ def appended(old: Dataset, archive: Archive, out: Path, key: bytes = KEY, **opti
 
 def merged(out: Path, *datasets: Dataset, **options: Any) -> Dataset:
     return made_here(prepare_joined(join(datasets, **options), str(out), key=None))
+
+
+def old_dataset(place: Path) -> Dataset:
+    """200 pairs of 100 patients, drawn by patient, and three that were refused."""
+    entries = [
+        *map(item, range(200)),
+        item(500, report=""),
+        item(501),
+        Rejection("x.png", "x", "missing_image"),
+    ]
+    age = pa.field("age", pa.int64())
+    return ingested(place, entries, fields=(age,), missing=frozenset({"501.png"}), name="hospital")

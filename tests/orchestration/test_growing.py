@@ -18,6 +18,7 @@ from grown_samples import (
     ingested,
     item,
     merged,
+    old_dataset,
     patient,
     png,
     quarantine,
@@ -32,7 +33,6 @@ from mpma.data.images import read_grey
 from mpma.data.ingest_plan import IngestOptions
 from mpma.data.joining import join
 from mpma.data.pairs import SPLITS
-from mpma.data.sources.contract import Rejection
 from mpma.data.splits import split_of
 from mpma.data.statistics import PairStatistics, grey_histogram
 from mpma.errors import UserError
@@ -44,16 +44,7 @@ pytestmark = pytest.mark.usefixtures("without_ray")
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """200 pairs of 100 patients, drawn by patient, and three that were refused."""
-    entries = [
-        *map(item, range(200)),
-        item(500, report=""),
-        item(501),
-        Rejection("x.png", "x", "missing_image"),
-    ]
-    age = pa.field("age", pa.int64())
-    place = tmp_path_factory.mktemp("old") / "old"
-    return ingested(place, entries, fields=(age,), missing=frozenset({"501.png"}), name="hospital")
+    return old_dataset(tmp_path_factory.mktemp("old") / "old")
 
 
 NEW = Archive(

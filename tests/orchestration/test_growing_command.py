@@ -10,14 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from grown_samples import (
     files,
-    ingested,
-    item,
     made_here,
     merged,
+    old_dataset,
     png,
     rows,
 )
@@ -26,7 +24,6 @@ from test_ingest import request
 from mpma.data.dataset import Dataset
 from mpma.data.hashing import PUBLIC_KEY
 from mpma.data.sources import build_source
-from mpma.data.sources.contract import Rejection
 from mpma.errors import UserError
 from orchestration import ingest_command
 from orchestration.ingesting import prepare
@@ -37,16 +34,7 @@ pytestmark = pytest.mark.usefixtures("without_ray")
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """200 pairs of 100 patients, drawn by patient, and three that were refused."""
-    entries = [
-        *map(item, range(200)),
-        item(500, report=""),
-        item(501),
-        Rejection("x.png", "x", "missing_image"),
-    ]
-    age = pa.field("age", pa.int64())
-    place = tmp_path_factory.mktemp("old") / "old"
-    return ingested(place, entries, fields=(age,), missing=frozenset({"501.png"}), name="hospital")
+    return old_dataset(tmp_path_factory.mktemp("old") / "old")
 
 
 def table(folder: Path, numbers: range, source: str) -> Path:
