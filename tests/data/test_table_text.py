@@ -82,7 +82,7 @@ def test_every_encoding_becomes_utf_8_without_a_mark(encoding: str) -> None:
 
 def test_what_unfolds_too_far_is_given_up_when_read_and_when_sought(tmp_path: Path) -> None:
     (tmp_path / "bomb").write_bytes(lzma.compress(bytes(1_000_000), preset=0) * 70)
-    with pytest.raises(UnfoldsTooFarError), Unfolded(tmp_path / "bomb") as bomb:
+    with pytest.raises(UnfoldsTooFarError), Unfolded.open(tmp_path / "bomb") as bomb:
         bomb.read()
-    with pytest.raises(UnfoldsTooFarError), Unfolded(tmp_path / "bomb") as bomb:
+    with pytest.raises(UnfoldsTooFarError), Unfolded.open(tmp_path / "bomb") as bomb:
         bomb.seek(ALWAYS_UNFOLDED + 1)

@@ -261,7 +261,9 @@ def test_visual_gain_is_what_the_own_picture_saves_per_word() -> None:
         content = io.BytesIO()
         Image.new("L", (32, 32), number).save(content, "PNG")
         rows.append(made_pair(number, report=f"{word} lung field is clear") | {"image": content.getvalue()})
-    tokenizer = made_tokenizer(MemoryDataset({"val": rows * 3}))
+    # A word of one patient alone would be no entry of the vocabulary.
+    others = [row | {"patient_id": f"other {row['patient_id']}"} for row in rows]
+    tokenizer = made_tokenizer(MemoryDataset({"val": rows + others}))
     numbers = {int(tokenizer.encode([word], 8).ids[0, 1]): number for number, word in enumerate(words)}
     assert len(numbers) == 35
     model = Recogniser(numbers)
