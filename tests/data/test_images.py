@@ -280,3 +280,77 @@ def test_other_images_are_encoded_anew() -> None:
 def test_storing_is_deterministic() -> None:
     data = encoded(grey_pixels(height=700, width=900))
     assert store_image(data).data == store_image(data).data
+
+
+# JPEG that is decoded at a fraction of its size.
+
+
+def shrunk_whole(data: bytes, short_side: int) -> np.ndarray:
+    """What is stored by decoding the whole picture first."""
+    return shrink_grey(read_grey(data), short_side)
+
+
+def stored_pixels(data: bytes, short_side: int) -> np.ndarray:
+    stored = store_image(data, short_side, image_format="png")
+    np.testing.assert_array_equal(read_grey(stored.data), stored.pixels)
+    return stored.pixels
+
+
+def smooth_pixels(height: int, width: int) -> np.ndarray:
+    coarse = np.random.default_rng(3).integers(0, 256, (12, 10), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("height", "width"), [(800, 640), (801, 643), (643, 801), (2_047, 511)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_large_jpeg_is_stored_as_if_the_whole_had_been_decoded(
+    height: int, width: int, options: dict[str, object]
+) -> None:
+    data = encoded(smooth_pixels(height, width), "JPEG", quality=95, **options)
+    for short_side in (64, 100, 200):
+        expected = shrunk_whole(data, short_side).astype(int)
+        found = stored_pixels(data, short_side)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 4
+        assert np.square(found - expected).mean() < 255**2 / 10**5  # 50 dB
+        stored = store_image(data, short_side)
+        assert (stored.original_width, stored.original_height) == (width, height)
+
+
+def test_a_jpeg_that_shrinks_little_is_decoded_whole() -> None:
+    data = encoded(smooth_pixels(800, 640), "JPEG")
+    for short_side in (640, 639, 500, 214):
+        np.testing.assert_array_equal(stored_pixels(data, short_side), shrunk_whole(data, short_side))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_turned_upright_whatever_size_it_is_decoded_at(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth_pixels(640, 900), "JPEG", quality=95, exif=exif)
+    stored = store_image(data, 100)
+    expected = read_grey(data)
+    assert (stored.original_height, stored.original_width) == expected.shape
+    assert np.abs(stored.pixels.astype(int) - shrink_grey(expected, 100)).max() <= 4
+
+
+def test_colour_is_weighed_alike_at_every_size() -> None:
+    colour = np.stack([smooth_pixels(800, 640), smooth_pixels(640, 800).T, smooth_pixels(800, 640)[::-1]], -1)
+    data = encoded(colour, "JPEG", quality=95, subsampling=0)
+    assert np.abs(stored_pixels(data, 100).astype(int) - shrunk_whole(data, 100)).max() <= 5
+
+
+def test_a_large_jpeg_that_is_cut_is_refused_at_a_fraction_too() -> None:
+    data = encoded(smooth_pixels(800, 640), "JPEG")
+    for length in (len(data) // 2, len(data) - 200):
+        with pytest.raises(UnreadableImage) as caught:
+            store_image(data[:length], 100)
+        assert caught.value.reason == "truncated_image"
+
+
+def test_a_picture_longer_than_a_jpeg_may_be_is_refused_and_not_cut() -> None:
+    ribbon = np.tile(np.arange(64, dtype=np.uint8), (70_000, 1))
+    with pytest.raises(UnreadableImage) as caught:
+        store_image(encoded(ribbon), None)
+    assert caught.value.reason == "too_large"
+    assert store_image(encoded(ribbon), None, image_format="png").height == 70_000
