@@ -146,3 +146,14 @@ def old_dataset(place: Path) -> Dataset:
     ]
     age = pa.field("age", pa.int64())
     return ingested(place, entries, fields=(age,), missing=frozenset({"501.png"}), name="hospital")
+
+
+def table(folder: Path, numbers: range, source: str) -> Path:
+    """A manifest of pictures by path, two of each patient."""
+    folder.mkdir(parents=True)
+    lines = ["id,patient_id,path,report,source"]
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(png(number))
+        lines.append(f"{number},{number // 2},{number}.png,Heart is normal number {number}.,{source}")
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder / "pairs.csv"

@@ -16,8 +16,8 @@ from grown_samples import (
     made_here,
     merged,
     old_dataset,
-    png,
     rows,
+    table,
 )
 from test_ingest import request
 
@@ -35,16 +35,6 @@ pytestmark = pytest.mark.usefixtures("without_ray")
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return old_dataset(tmp_path_factory.mktemp("old") / "old")
-
-
-def table(folder: Path, numbers: range, source: str) -> Path:
-    folder.mkdir(parents=True)
-    lines = ["id,patient_id,path,report,source"]
-    for number in numbers:
-        (folder / f"{number}.png").write_bytes(png(number))
-        lines.append(f"{number},{number // 2},{number}.png,Heart is normal number {number}.,{source}")
-    (folder / "pairs.csv").write_text("\n".join(lines))
-    return folder / "pairs.csv"
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grown_samples import KEY, LOSSLESS, Archive, ingested, item
+from grown_samples import KEY, LOSSLESS, Archive, ingested, item, table
 from scipy.stats import binomtest
-from test_growing import table
 from test_ingest import request
 
 from mpma.data.dataset import Dataset
