@@ -15,31 +15,45 @@ from pathlib import Path
 
 from canaries import forms
 
-CRASH = '''
-"""Taken by every Python process of a program: a function raises a KeyError of what it was given."""
-import importlib.abc, importlib.util, os, sys
+HOOK = '''
+"""Taken by every Python process of a program: one function raises what it was given, one takes its time."""
+import importlib.abc, importlib.util, os, sys, time
 
-class Breaks(importlib.abc.MetaPathFinder):
+def crash(plain):
+    def broken(*arguments, **named):
+        raise KeyError(repr((arguments, named)), *map(str, arguments))
+    return broken
+
+def linger(plain):
+    def late(*arguments, **named):
+        time.sleep(10)
+        return plain(*arguments, **named)
+    return late
+
+class Changes(importlib.abc.MetaPathFinder):
+    def __init__(self, place, change):
+        self.module, self.function = place.split(":")
+        self.change = change
+
     def find_spec(self, name, path, target=None):
-        if name != MODULE:
+        if name != self.module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         whole = spec.loader.exec_module
         def exec_module(module):
             whole(module)
-            *owners, last = FUNCTION.split(".")
+            *owners, last = self.function.split(".")
             owner = module
             for one in owners:
                 owner = getattr(owner, one)
-            def broken(*arguments, **named):
-                raise KeyError(repr((arguments, named)), *map(str, arguments))
-            setattr(owner, last, broken)
+            setattr(owner, last, self.change(getattr(owner, last)))
         spec.loader.exec_module = exec_module
         return spec
 
-MODULE, FUNCTION = os.environ["CANARY_CRASH"].split(":")
-sys.meta_path.insert(0, Breaks())
+for change in (crash, linger):
+    if place := os.environ.get("CANARY_" + change.__name__.upper()):
+        sys.meta_path.insert(0, Changes(place, change))
 '''
 
 ENDPOINTS = (
@@ -76,7 +90,7 @@ class Programs:
     def __init__(self, work: Path, home: Path, temporary: Path, hooks: Path) -> None:
         self._work, self._hooks = work, hooks
         hooks.mkdir()
-        (hooks / "sitecustomize.py").write_text(CRASH)
+        (hooks / "sitecustomize.py").write_text(HOOK)
         dropped = ("RAY_ADDRESS", "RAY_TMPDIR")
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
         self._environment = {**kept, "HOME": str(home), "TMPDIR": str(temporary)}
@@ -86,16 +100,23 @@ class Programs:
         self._served: dict[str, bytes] = {}
         self._refused_without_token = False
 
-    def __call__(self, program: str, *arguments: str, crash: str = "", serves: bool = False) -> None:
-        """Run a program to its end, which is a failure where it was made to crash."""
+    def __call__(
+        self, program: str, *arguments: str, crash: str = "", linger: str = "", serves: bool = False
+    ) -> None:
+        """Run a program to its end, which is a failure where it was made to crash.
+
+        Args:
+            crash: `module:function` that raises what it is given.
+            linger: one that takes ten seconds longer.
+            serves: its dashboard is asked for everything again and again while it runs.
+        """
         log = self._hooks / f"{program}-{len(self._said)}{'-crash' * bool(crash)}.log"
         environment = dict(self._environment)
         if crash:
-            environment["CANARY_CRASH"] = crash
+            environment |= {"CANARY_CRASH": crash, "CANARY_LINGER": linger}
             environment["PYTHONPATH"] = f"{self._hooks}:{environment['PYTHONPATH']}"
         command = [sys.executable, "-m", f"orchestration.{program}", *arguments]
-        # No figure of the dashboard is read of a program that ends in a crash.
-        command += ["--no-dashboard"] if crash and program != "ingest" else []
+        command += [] if serves or program in ("ingest", "export") else ["--no-dashboard"]
         command += ["--cpus", "2"] if program != "export" else []
         with log.open("w") as stream:
             process = subprocess.Popen(
@@ -118,6 +139,10 @@ class Programs:
     def leaks_in_what_was_served(self) -> set[str]:
         """Forms of canaries in what the dashboard and the ports of figures answered."""
         return {f"{name} ({form})" for name, body in self._served.items() for form in forms(body)}
+
+    def failed_tasks_were_served(self) -> bool:
+        """Whether what Ray keeps of a task that failed was among what was asked for."""
+        return b'"error_message":"' in self._served["/api/v0/tasks?detail=1"].replace(b": ", b":")
 
     def was_served(self) -> set[str]:
         """Endpoints that answered, without their questions; the token must have been asked for."""

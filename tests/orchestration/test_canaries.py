@@ -262,7 +262,10 @@ def test_no_canary_is_found_in_anything_that_the_programs_write_say_or_serve(tmp
         do("evaluate", *judged, serves=True)
         do("evaluate", *judged, "--name", "broken", crash="mpma.data.pairs:model_text")
         do("embed", "--run", "runs/one", "--out", "embeddings.parquet", serves=True)
-        do("embed", "--run", "runs/one", "--out", "broken.parquet", crash="mpma.data.pairs:model_text")
+        # What Ray tells of a task that failed is asked for while the program hesitates to end.
+        late = {"crash": "mpma.data.pairs:model_text", "linger": "orchestration.embedding:_failure"}
+        do("embed", "--run", "runs/one", "--out", "broken.parquet", serves=True, **late)
+        assert do.failed_tasks_were_served()
         do("export", "--run", "runs/one", "--out", "exported")
         assert do.leaks_in_what_was_said() == set()
         assert do.leaks_in_what_was_served() == set()
