@@ -187,7 +187,8 @@ with cluster.connected(None, 4, dashboard=False):
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    out = tempfile.mkdtemp()
+    folder = tempfile.TemporaryDirectory()
+    out = folder.name
     TorchTrainer(loop, train_loop_config={"out": out},
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=RunConfig(storage_path=out)).fit()
