@@ -10,6 +10,7 @@ refused: the sentence around it still describes the picture.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -153,8 +154,16 @@ def image_problem(error: Exception) -> tuple[str, str]:
     if isinstance(error, FileNotFoundError | NotADirectoryError | KeyError):
         return "missing_image", ""
     if isinstance(error, OSError):
-        return "unreadable_image", error.strerror or type(error).__name__
+        return "unreadable_image", system_reason(error)
     raise error
+
+
+def system_reason(error: OSError) -> str:
+    """Why a file could not be read, in the words of the system or as the error's kind.
+
+    What Arrow writes into an error itself quotes the path, or a whole request to a store.
+    """
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def mask_problem(error: Exception) -> tuple[str, str]:
@@ -164,7 +173,7 @@ def mask_problem(error: Exception) -> tuple[str, str]:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing_mask", ""
     if isinstance(error, OSError):
-        return "unreadable_mask", error.strerror or type(error).__name__
+        return "unreadable_mask", system_reason(error)
     raise error
 
 

@@ -21,6 +21,7 @@ from mpma.data.dataset_info import TOKENIZER_FILE, FileInfo, ShardInfo
 from mpma.data.images import HIGHEST_MAX_PIXELS, read_grey
 from mpma.data.masks import mask_values
 from mpma.data.pairs import OPTIONAL_FIELDS, PAIR_SCHEMA, VIEWS, model_text
+from mpma.data.quality import system_reason
 from mpma.data.shards import read_row_groups
 from mpma.data.sources.contract import UnreadableImage
 from mpma.data.statistics import PairStatistics, grey_histogram
@@ -243,7 +244,7 @@ def check_bytes(storage: Storage, file: FileInfo, findings: Findings) -> bool:
         findings.add(file.path, "missing_file")
         return False
     except OSError as error:
-        findings.add(file.path, "unreadable_file", detail=error.strerror or type(error).__name__)
+        findings.add(file.path, "unreadable_file", detail=system_reason(error))
         return False
     if length != file.bytes:
         findings.add(file.path, "wrong_length", detail=f"{length} bytes, not {file.bytes}")

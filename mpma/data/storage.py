@@ -240,6 +240,8 @@ def open_storage(location: str | os.PathLike[str], filesystem: pafs.FileSystem |
         # Opening a bucket without a region in its address asks the store for it.
         raise UserError(f"{shown(text)} cannot be reached: {_said(error)}", _REACHED_HINT) from None
     except (pa.ArrowInvalid, NotImplementedError, ValueError) as error:
+        if "Cannot parse URI" in str(error):
+            raise UserError(f"{shown(text)} is no URI", "a space in one is written as %20") from None
         raise UserError(
             f"{shown(text)}: no filesystem for the scheme '{text.split('://')[0]}'",
             "give a local path or a URI of file://, s3://, gs://, abfs:// or hdfs://",

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from mpma.data.sources import build_source
 from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.contract import UnreadableImage
 from mpma.errors import UserError
@@ -46,6 +45,31 @@ def test_files_are_listed_in_one_order_and_hidden_ones_are_not(archive: ArchiveF
     assert archive.folders("files") == ["p10", "p11"]
     assert archive.names("files/p11/s2") == ["a.JPG", "b.jpg"]
     assert archive.names("absent") == archive.folders("absent") == list(archive.files("absent")) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "*.csv.gz", "files/p1?/*", "*/*/*/*.jpg", "files/p10/c.txt", "**/*.jpg", "files/**/[ac]*"],
+)
+def test_a_pattern_fits_the_files_that_a_shell_would_find(
+    archive: ArchiveFolder, folder: Path, pattern: str
+) -> None:
+    found = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name[0] != ".")
+    assert archive.matching(pattern) == [path.relative_to(folder).as_posix() for path in found]
+    assert found
+
+
+def test_a_pattern_leads_to_hidden_files_only_where_it_says_so(archive: ArchiveFolder) -> None:
+    assert archive.matching("files/.h*") == ["files/.hidden.jpg"]
+    assert archive.matching("") == archive.matching("files") == archive.matching("absent/*") == []
+
+
+def test_a_file_is_a_root_by_its_folder_and_its_name(folder: Path) -> None:
+    for place in (folder / "table.csv.gz", (folder / "table.csv.gz").as_uri()):
+        archive, name = ArchiveFolder.at(place)
+        assert (archive.root, name) == (str(folder), "table.csv.gz")
+        assert archive.described(name) == str(place)
+    assert ArchiveFolder.at(folder) == (ArchiveFolder.open(folder), "")
 
 
 def test_a_file_below_the_root_is_read_whole(archive: ArchiveFolder) -> None:
@@ -86,6 +110,12 @@ def test_a_link_that_leads_out_or_in_circles_is_not_followed(folder: Path, tmp_p
             archive.read(name, 100)
         assert caught.value.reason == "unreadable_image"
     assert len(list(archive.files("files"))) == 3
+    # A link that leads nowhere is listed, so that what is not there is told by its name.
+    (folder / "files" / "p10" / "gone.jpg").symlink_to("nowhere.jpg")
+    assert list(archive.files("files/p10")) == ["files/p10/c.txt", "files/p10/gone.jpg"]
+    assert "loop.jpg" in list(archive.files())
+    with pytest.raises(FileNotFoundError):
+        archive.read("files/p10/gone.jpg", 100)
 
 
 def test_a_table_is_unpacked_as_it_is_read(archive: ArchiveFolder) -> None:
@@ -121,13 +151,16 @@ def test_a_folder_travels_between_processes(folder: Path) -> None:
     assert pickle.loads(pickle.dumps(archive)) == archive
 
 
+def test_an_address_with_a_space_says_how_it_is_written(folder: Path) -> None:
+    (folder / "my files").mkdir()
+    with pytest.raises(UserError, match="my files is no URI") as caught:
+        ArchiveFolder.open(f"file://{folder}/my files")
+    assert "%20" in str(caught.value.hint)
+    assert ArchiveFolder.open((folder / "my files").as_uri()).root == str(folder / "my files")
+
+
 def test_a_root_that_is_no_folder_is_one_line(folder: Path) -> None:
     for wrong in (folder / "table.csv.gz", folder / "absent", "nosuchscheme://bucket/x"):
         with pytest.raises(UserError) as caught:
             ArchiveFolder.open(wrong)
         assert "\n" not in caught.value.message
-
-
-def test_an_address_is_refused_where_a_source_needs_a_disk() -> None:
-    with pytest.raises(UserError, match="is an address"):
-        build_source("masks", "s3://bucket/masks")

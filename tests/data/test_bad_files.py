@@ -31,7 +31,7 @@ from mpma.data.images import read_grey
 from mpma.data.ingest_plan import IngestOptions
 from mpma.data.pairs import SPLITS
 from mpma.data.quality import REASONS, image_problem
-from mpma.data.sources import build_source, tables
+from mpma.data.sources import build_source, parquet_cells
 from mpma.data.sources.contract import Item
 from orchestration.ingesting import carry_out, prepare
 
@@ -187,7 +187,7 @@ def test_a_damaged_page_costs_its_rows_and_one_reading(
     opened: list[Any] = []
     real = pq.ParquetFile
     monkeypatch.setattr(
-        tables.pq, "ParquetFile", lambda *given, **more: opened.append(1) or real(*given, **more)
+        parquet_cells.pq, "ParquetFile", lambda *given, **more: opened.append(1) or real(*given, **more)
     )
     items = [item for item in source.items() if isinstance(item, Item)]
     opened.clear()

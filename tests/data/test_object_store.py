@@ -7,14 +7,23 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from source_samples import (
+    write_csv,
+    write_masks,
+    write_openi,
+    write_parquet,
+    write_questions,
+    write_vqamed2019,
+)
 
 from mpma.data.dataset import Dataset
 from mpma.data.hashing import PUBLIC_KEY
 from mpma.data.ingest_plan import IngestOptions
+from mpma.data.pairs import SPLITS
 from mpma.data.sources import build_source
 from mpma.data.storage import open_storage, shown
 from mpma.errors import JobError, UserError
@@ -107,6 +116,51 @@ def test_a_bucket_that_is_absent_or_a_server_that_is_silent_is_one_line(settings
         said = f"{caught.value.message} {caught.value.hint}"
         assert "secret" not in said
         assert "\n" not in said
+
+
+def upload(folder: Path, place: str) -> None:
+    """All files of a folder into a folder of a bucket."""
+    storage = open_storage(place)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            storage.write(file.relative_to(folder).as_posix(), file.read_bytes())
+
+
+ARCHIVES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
+    "table": ("manifest", write_csv, ()),
+    "paths": ("manifest", lambda folder: write_csv(folder).parent, ("image_root=../archive",)),
+    "images": ("manifest", write_parquet, ()),
+    "questions": ("manifest", write_questions, ("questions_table=*-qa.parquet", "reports=optional")),
+    "openi": ("openi", write_openi, ()),
+    "masks": ("masks", write_masks, ("ignore_value=127",)),
+    "vqamed2019": ("vqamed2019", write_vqamed2019, ()),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_an_archive_in_a_bucket_gives_the_dataset_that_it_gives_on_a_disk(
+    tmp_path: Path, settings: str, kind: str
+) -> None:
+    name, write, options = ARCHIVES[kind]
+    root = write(tmp_path / "archive")
+    upload(tmp_path / "archive", f"s3://archive/raw/{kind}/archive{settings}")
+    address = f"s3://archive/raw/{kind}/{root.relative_to(tmp_path).as_posix()}{settings}"
+    made = []
+    for place, taken in (("here", str(root)), ("there", address)):
+        prepared = prepare(build_source(name, taken, options), str(tmp_path / place), key=PUBLIC_KEY)
+        made.append(carry_out(prepared).dataset)
+    here, there = made
+    assert sum(here.rows(split) for split in SPLITS) >= 6
+    assert there.info.fingerprint == here.info.fingerprint
+    assert there.info == here.info
+    assert there.storage.hash_file("quarantine.parquet") == here.storage.hash_file("quarantine.parquet")
+
+
+def test_an_archive_that_is_not_in_the_bucket_is_one_line(settings: str) -> None:
+    for name in ("manifest", "openi", "masks", "vqamed2019"):
+        with pytest.raises(UserError, match="s3://archive/raw/absent does not exist") as caught:
+            build_source(name, f"s3://archive/raw/absent{settings}")
+        assert "\n" not in caught.value.message
 
 
 def test_a_message_names_a_place_without_its_keys() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpma.data.sources import table_text
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.table_text import WholeRows
-from mpma.data.sources.unfolding import ALWAYS_UNFOLDED, Unfolded, UnfoldsTooFarError
+from mpma.data.sources.unfolding import ALWAYS_UNFOLDED, UnfoldsTooFarError
 
 
 def read(data: bytes, block: int, monkeypatch: pytest.MonkeyPatch | None = None) -> tuple[bytes, list[int]]:
@@ -82,7 +83,8 @@ def test_every_encoding_becomes_utf_8_without_a_mark(encoding: str) -> None:
 
 def test_what_unfolds_too_far_is_given_up_when_read_and_when_sought(tmp_path: Path) -> None:
     (tmp_path / "bomb").write_bytes(lzma.compress(bytes(1_000_000), preset=0) * 70)
-    with pytest.raises(UnfoldsTooFarError), Unfolded.open(tmp_path / "bomb") as bomb:
+    archive = ArchiveFolder.open(tmp_path)
+    with pytest.raises(UnfoldsTooFarError), archive.unfolded("bomb") as bomb:
         bomb.read()
-    with pytest.raises(UnfoldsTooFarError), Unfolded.open(tmp_path / "bomb") as bomb:
+    with pytest.raises(UnfoldsTooFarError), archive.unfolded("bomb") as bomb:
         bomb.seek(ALWAYS_UNFOLDED + 1)

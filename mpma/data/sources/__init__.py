@@ -51,8 +51,6 @@ class SourceKind:
     """Source from a root and an instance of `options`. Raises `UserError` where the root does not fit."""
     needs_root: bool = True
     """False for a source that makes its pairs itself."""
-    remote: bool = False
-    """Whether the root may be a URI, such as `s3://bucket/archive`."""
 
 
 def build_source(name: str, root: str | Path | None = None, assignments: Iterable[str] = ()) -> Source:
@@ -60,7 +58,7 @@ def build_source(name: str, root: str | Path | None = None, assignments: Iterabl
 
     Args:
         name: a key of `SOURCES`.
-        root: the archive's folder or table file.
+        root: the archive's folder or table file: a local path, or a URI such as `s3://bucket/archive`.
         assignments: options such as `columns.pair_id=image_id` or `filter=modality == XR`.
 
     Raises:
@@ -71,17 +69,8 @@ def build_source(name: str, root: str | Path | None = None, assignments: Iterabl
     options = parse_options(kind, assignments)
     if kind.needs_root and root is None:
         raise UserError(f"{name} needs a root", kind.description)
-    if root is not None and kind.needs_root:
-        if "://" in str(root):
-            if not kind.remote:
-                from mpma.data.storage import shown
-
-                raise UserError(
-                    f"{name} reads folders of this machine, and {shown(str(root))} is an address",
-                    "mount the archive, or copy it to a disk",
-                )
-        elif not Path(root).exists():
-            raise UserError(f"{root} does not exist", f"{name}: {kind.description}")
+    if root is not None and kind.needs_root and "://" not in str(root) and not Path(root).exists():
+        raise UserError(f"{root} does not exist", f"{name}: {kind.description}")
     return kind.build(None if root is None else str(root), options)
 
 
@@ -157,7 +146,7 @@ def _manifest(root: str | None, options: ManifestOptions) -> Source:
     from mpma.data.sources.manifest import ManifestSource
 
     assert root is not None
-    return ManifestSource.resolve(Path(root), options)
+    return ManifestSource.resolve(root, options)
 
 
 def _mimic_cxr(root: str | None, options: MimicCxrOptions) -> Source:
@@ -185,7 +174,7 @@ def _vqamed2019(root: str | None, options: VqaMed2019Options) -> Source:
     from mpma.data.sources.vqamed2019 import VqaMed2019Source
 
     assert root is not None
-    return VqaMed2019Source.resolve(Path(root), options)
+    return VqaMed2019Source.resolve(root, options)
 
 
 def _chexpert_plus(root: str | None, options: ChexpertPlusOptions) -> Source:
@@ -213,7 +202,7 @@ def _masks(root: str | None, options: MasksOptions) -> Source:
     from mpma.data.sources.masks import MasksSource
 
     assert root is not None
-    return MasksSource.resolve(Path(root), options)
+    return MasksSource.resolve(root, options)
 
 
 def _phantom(root: str | None, options: PhantomConfig) -> Source:
@@ -229,7 +218,6 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the Open-I folder with NLMCXR_png/ and ecgen-radiology/ or NLMCXR_reports.tgz",
             OpeniOptions,
             _openi,
-            remote=True,
         ),
         "manifest": SourceKind(
             "manifest",
@@ -242,42 +230,36 @@ SOURCES: Final[Mapping[str, SourceKind]] = MappingProxyType(
             "the CheXpert Plus folder with df_chexpert_plus_240401.csv and PNG/ or its zips",
             ChexpertPlusOptions,
             _chexpert_plus,
-            remote=True,
         ),
         "dicom": SourceKind(
             "dicom",
             "a folder of DICOM files, at any depth, and a table of reports, or a folder or zip of text files",
             DicomOptions,
             _dicom,
-            remote=True,
         ),
         "covid_chestxray": SourceKind(
             "covid_chestxray",
             "the cloned covid-chestxray-dataset with metadata.csv and images/",
             CovidChestxrayOptions,
             _covid_chestxray,
-            remote=True,
         ),
         "padchest": SourceKind(
             "padchest",
             "the PadChest folder with PADCHEST_chest_x_ray_images_labels_160K_*.csv and 0/ or 0.zip ...",
             PadchestOptions,
             _padchest,
-            remote=True,
         ),
         "mimic_cxr": SourceKind(
             "mimic_cxr",
             "the folder above mimic-cxr-2.0.0-metadata.csv.gz, files/ and mimic-cxr-reports.zip",
             MimicCxrOptions,
             _mimic_cxr,
-            remote=True,
         ),
         "nih14": SourceKind(
             "nih14",
             "the NIH ChestX-ray14 folder with Data_Entry_2017_v2020.csv and images/ or images_001/ ...",
             Nih14Options,
             _nih14,
-            remote=True,
         ),
         "vqamed2019": SourceKind(
             "vqamed2019",

@@ -12,10 +12,13 @@ question costs a round trip.
 from __future__ import annotations
 
 import io
+import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, cast
 
 import pyarrow as pa
@@ -26,7 +29,7 @@ from mpma.data.sources.paths import forward, lexically_inside, read_inside
 from mpma.data.sources.table_text import START_BYTES, refuse_what_begins
 from mpma.data.sources.unfolding import DAMAGED as UNPACKING_DAMAGED
 from mpma.data.sources.unfolding import Unfolded, UnfoldsTooFarError
-from mpma.data.storage import open_storage
+from mpma.data.storage import Storage, open_storage
 from mpma.errors import UserError
 
 READ_AHEAD_BYTES: Final = 1024 * 1024
@@ -49,13 +52,55 @@ class ArchiveFolder:
     @classmethod
     def open(cls, location: str | Path) -> ArchiveFolder:
         """The folder at a local path or a URI. Raises `UserError` where there is no folder."""
+        folder, file = cls.at(location)
+        if file:
+            raise UserError(f"{folder.described(file)} is not a folder")
+        return folder
+
+    @classmethod
+    def at(cls, location: str | Path) -> tuple[ArchiveFolder, str]:
+        """The folder at a local path or a URI, and an empty name; of a file, its folder and its name.
+
+        Raises `UserError` where there is neither.
+        """
         storage = open_storage(str(location))
-        folder = cls(storage.filesystem, storage.root, storage.described().rstrip("/"))
         if not storage.exists():
             raise UserError(f"{storage.described()} does not exist")
-        if folder.filesystem.get_file_info(folder.root).type != pafs.FileType.Directory:
+        folder = cls._of(storage)
+        if folder.is_folder:
+            return folder, ""
+        if folder.filesystem.get_file_info(folder.root).type != pafs.FileType.File:
             raise UserError(f"{storage.described()} is not a folder")
-        return folder
+        root, _, name = folder.root.rpartition("/")
+        parent = folder.location.rpartition("/")[0] if "://" in folder.location else Path(location).parent
+        return cls(folder.filesystem, root or "/", str(parent)), name
+
+    @classmethod
+    def _of(cls, storage: Storage) -> ArchiveFolder:
+        return cls(storage.filesystem, storage.root, storage.described().rstrip("/"))
+
+    def beside(self, place: str) -> ArchiveFolder:
+        """A folder that the user names: from here, also outside of this one, or by a path or URI of its own.
+
+        Whether it is there is not looked at. Raises `UserError` where a path leads above all buckets.
+        """
+        if "://" in place or Path(place).is_absolute():
+            return self._of(open_storage(place))
+        if not place:
+            return self
+        if self.is_local:
+            return ArchiveFolder(
+                self.filesystem, os.path.join(self.root, place), os.path.join(self.location, place)
+            )
+        root = posixpath.normpath(self.path(place))
+        if root.startswith(".."):
+            raise UserError(f"{self.described(place)} is not a folder", "it leads above the bucket")
+        return ArchiveFolder(self.filesystem, root, self.described(place))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether there is a folder."""
+        return bool(self.filesystem.get_file_info(self.root).type == pafs.FileType.Directory)
 
     def folder(self, name: str) -> ArchiveFolder:
         """A folder inside as a root of its own, wherever a link of that name leads."""
@@ -95,21 +140,38 @@ class ArchiveFolder:
         """Paths of all files below a folder, folder by folder, each sorted; hidden names are left out.
 
         Memory: the listing of one folder and the names of its parents' folders. Links to folders are not
-        followed, so that a loop of links ends.
+        followed, so that a loop of links ends; a link that leads nowhere is a file that is not there.
         """
-        names: list[str] = []
+        listed = self._listed(folder)
+        files = sorted(self._links(folder) - {item.base_name for item in listed})
         inner: list[str] = []
-        for item in self._listed(folder):
-            if item.base_name.startswith("."):
-                continue
-            path = f"{folder}/{item.base_name}" if folder else item.base_name
-            if item.type == pafs.FileType.File and item.base_name.lower().endswith(suffixes or ("",)):
-                names.append(path)
-            elif item.type == pafs.FileType.Directory and not self._is_link(path):
-                inner.append(path)
-        yield from sorted(names)
+        for item in listed:
+            if item.type == pafs.FileType.File:
+                files.append(item.base_name)
+            elif item.type == pafs.FileType.Directory and not item.base_name.startswith("."):
+                inner.append(_below(folder, item.base_name))
+        for name in sorted(files):
+            if name.lower().endswith(suffixes or ("",)) and not name.startswith("."):
+                yield _below(folder, name)
         for path in sorted(inner):
-            yield from self.files(path, suffixes)
+            if not self._is_link(path):
+                yield from self.files(path, suffixes)
+
+    def matching(self, pattern: str) -> list[str]:
+        """Paths of the files that fit a pattern folder by folder, `**` standing for any folders; sorted.
+
+        Only the folders that the pattern leads to are listed. As in a shell, a hidden name fits only where
+        the pattern begins with a dot as well.
+        """
+        *inner, last = PurePosixPath(pattern).parts or ("",)
+        reached = [""]
+        for part in inner:
+            found = (
+                self._all_folders(path) if part == "**" else self._fitting(path, part) for path in reached
+            )
+            reached = list(dict.fromkeys(path for paths in found for path in paths))
+        files = {_below(path, name) for path in reached for name in self.names(path) if _fits(name, last)}
+        return sorted(files, key=lambda path: path.split("/"))
 
     def size(self, name: str) -> int:
         """Length in bytes. Raises FileNotFoundError where there is no such file."""
@@ -130,7 +192,8 @@ class ArchiveFolder:
             return read_inside(Path(self.root), name, max_bytes)
         if not lexically_inside(name):
             raise UnreadableImage("outside_root", "the path leads out of the root")
-        inside = forward(name)
+        # To a bucket, `./a.png` is another name than `a.png`.
+        inside = posixpath.normpath(forward(name))
         size = self.size(inside)
         if size > max_bytes:
             raise UnreadableImage("too_large", f"{size} bytes, the limit is {max_bytes}")
@@ -187,5 +250,29 @@ class ArchiveFolder:
         selector = pafs.FileSelector(self.path(folder), recursive=False, allow_not_found=True)
         return list(self.filesystem.get_file_info(selector))
 
+    def _fitting(self, folder: str, part: str) -> list[str]:
+        return [_below(folder, name) for name in self.folders(folder) if _fits(name, part)]
+
+    def _all_folders(self, folder: str) -> Iterator[str]:
+        yield folder
+        for path in self._fitting(folder, "*"):
+            if not self._is_link(path):
+                yield from self._all_folders(path)
+
     def _is_link(self, name: str) -> bool:
         return self.is_local and Path(self.path(name)).is_symlink()
+
+    def _links(self, folder: str) -> set[str]:
+        """Names of the links directly in a folder; Arrow leaves those that lead nowhere out of a listing."""
+        if not (self.is_local and Path(self.path(folder)).is_dir()):
+            return set()
+        with os.scandir(self.path(folder)) as entries:
+            return {entry.name for entry in entries if entry.is_symlink()}
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _fits(name: str, part: str) -> bool:
+    return fnmatchcase(name, part) and name.startswith(".") <= part.startswith(".")

@@ -282,7 +282,8 @@ class ManifestOptions(StrictConfig):
     """Rows to keep, such as `modality == XR and view in [PA, AP]`. None: all. Rows left out are counted, not
     quarantined."""
     image_root: str | None = None
-    """Folder that paths are relative to, itself relative to the table's folder. None: the table's folder."""
+    """Folder that paths are relative to: seen from the table's folder, or a path or URI of its own. None: the
+    table's folder."""
     splits: Literal["keep", "ignore"] = "keep"
     """`keep` a split that a column or the file names give; `ignore` it and draw by patient."""
     patient_per_row: bool = False

@@ -6,9 +6,11 @@ file under the right name is one line and not thousands of empty pairs. A row is
 as many cells as the header, quotes that close, no NUL, no cell beyond a stated bound. What is not is named by
 the line it starts on and counted; a guess at what a torn row meant would put one patient's report beside
 another's image. Reading goes on with the very next line, since a quote that was never closed runs on over
-the rows behind it, which are sound. A file that is not UTF-8 is refused as a whole, since
-a wrong encoding turns every accent of every report into something else. Messages show no cell, and that goes
-for the first line too: where the header was lost it holds a patient.
+the rows behind it, which are sound. (`table_text.WholeRows` takes such rows out before Arrow reads a user's
+table, by a looser rule, since those tables hold quotes inside a line; it could not give each row its line
+here, nor make a line of any length cost that line alone.) A file that is not UTF-8 is refused as a whole,
+since a wrong encoding turns every accent of every report into something else. Messages show no cell, and
+that goes for the first line too: where the header was lost it holds a patient.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Decisions: as little as possible must be typed, so usual column names, embedded 
 column or in file names are recognised, and everything that was so assumed is said before work begins;
 what cannot be assumed safely (who the patient is) is asked for. Tables are read in batches and never
 with their images; an embedded image is fetched by its row group and row when it is loaded. Columns that
-are none of a pair's own are kept with their types. A path may not leave the image folder.
+are none of a pair's own are kept with their types. A path may not leave the image folder, which the
+user names and which may lie anywhere.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 
 from mpma.data.pairs import OPTIONAL_FIELDS
 from mpma.data.quality import is_missing
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import ManifestOptions
 from mpma.data.sources.contract import Item, Rejection
 from mpma.data.sources.manifest_columns import (
@@ -36,9 +38,9 @@ from mpma.data.sources.manifest_questions import (
     question_tables,
     questions_of_cell,
 )
-from mpma.data.sources.paths import forward, lexically_inside, read_inside
+from mpma.data.sources.paths import forward, lexically_inside
 from mpma.data.sources.row_filter import Expression, check_filter, filter_columns, filter_mask, parse_filter
-from mpma.data.sources.tables import BrokenRow, Rows, Table, find_tables, read_cell
+from mpma.data.sources.tables import BrokenRow, Rows, Table, find_tables
 from mpma.data.sources.values import as_labels, as_split, as_text, as_view, split_in_name
 from mpma.errors import UserError
 
@@ -54,15 +56,16 @@ class ManifestTable:
 
     @property
     def name(self) -> str:
-        return self.table.file.name
+        return self.table.name
 
 
 @dataclass(frozen=True)
 class ManifestSource:
     """Pairs of one or more tables; `resolve` reads their columns."""
 
-    root: Path
-    image_root: Path
+    archive: ArchiveFolder
+    """The folder of the tables."""
+    image_root: ArchiveFolder
     tables: tuple[ManifestTable, ...]
     options: ManifestOptions
     row_filter: Expression | None
@@ -72,27 +75,30 @@ class ManifestSource:
 
     @classmethod
     def resolve(cls, root: str | Path, options: ManifestOptions | None = None) -> ManifestSource:
-        """Open the tables of a root. Raises `UserError` naming the file, column or option at fault."""
+        """Open the tables at a path or a URI.
+
+        Raises `UserError` naming the file, column or option at fault.
+        """
         options = options or ManifestOptions()
-        base = Path(root)
-        asking = [] if options.questions_table is None else find_tables(base, options.questions_table)
-        files = [file for file in find_tables(base, options.tables) if file not in asking]
+        archive, single = ArchiveFolder.at(root)
+        pattern = options.questions_table
+        asking = [] if pattern is None else find_tables(archive, single, pattern)
+        files = [file for file in find_tables(archive, single, options.tables) if file not in asking]
         if not files:
             raise UserError(
-                f"questions_table: {options.questions_table!r} leaves no table of images in {base}"
+                f"questions_table: {pattern!r} leaves no table of images in {archive.described(single)}"
             )
-        image_root = base if base.is_dir() else base.parent
-        if options.image_root is not None:
-            image_root = image_root / options.image_root
-            if not image_root.is_dir():
-                raise UserError(
-                    f"image_root: {image_root} is not a folder", "it is relative to the table's folder"
-                )
+        image_root = archive.beside(options.image_root or "")
+        if not image_root.is_folder:
+            raise UserError(
+                f"image_root: {image_root.described()} is not a folder",
+                "it is relative to the table's folder",
+            )
         row_filter = None if options.filter is None else parse_filter(options.filter)
-        opened = [Table.open(file, options.delimiter, options.encoding) for file in files]
+        opened = [Table.open(archive, file, options.delimiter, options.encoding) for file in files]
         columns = [
             resolve_columns(
-                table.file,
+                table.place,
                 table.schema,
                 options.columns,
                 options.patient_per_row,
@@ -105,11 +111,14 @@ class ManifestSource:
                 check_filter(row_filter, table.schema)
         splits: list[str | None] = [None] * len(files)
         if options.splits == "keep" and not any("split" in found.of for found in columns):
-            named = [split_in_name(file.name.partition(".")[0]) for file in files]
+            named = [split_in_name(table.name.partition(".")[0]) for table in opened]
             # A name for some tables and none for others says too little to draw the rest by.
             splits = list(named) if all(named) else splits
         tables = tuple(map(ManifestTable, opened, columns, splits))
-        questions = question_tables(asking, options.question_columns, options.delimiter, options.encoding)
+        questions = question_tables(
+            (Table.open(archive, file, options.delimiter, options.encoding) for file in asking),
+            options.question_columns,
+        )
         extra = _extra_schema(tables)
         if questions:
             if "questions" in extra.names:
@@ -118,7 +127,7 @@ class ManifestSource:
                     "leave one of them out",
                 )
             extra = extra.append(OPTIONAL_FIELDS["questions"])
-        return cls(base, image_root, tables, options, row_filter, extra, questions)
+        return cls(archive, image_root, tables, options, row_filter, extra, questions)
 
     @property
     def reports_expected(self) -> bool:
@@ -149,7 +158,7 @@ class ManifestSource:
         if any(name in found.table.schema.names for found in self.tables for name in RECOMPUTED):
             lines.append(f"{' and '.join(RECOMPUTED)} are those of the stored images")
         if "path" in first.columns.of:
-            lines.append(f"image paths are relative to {self.image_root}")
+            lines.append(f"image paths are relative to {self.image_root.described()}")
         if self.row_filter is not None:
             lines.append(f"the filter {self.options.filter} keeps {self.count_kept()} of {rows} rows")
         return lines
@@ -178,7 +187,7 @@ class ManifestSource:
         for pair_id, questions in asked.items():
             if pair_id not in listed_ids:
                 detail = f"{len(questions)} questions ask about it"
-                yield Rejection(self.questions[0].table.file.name, pair_id, "missing_image", detail)
+                yield Rejection(self.questions[0].table.name, pair_id, "missing_image", detail)
 
     def _table_items(
         self, asked: dict[str, list[Question]], listed_ids: set[str]
@@ -198,11 +207,11 @@ class ManifestSource:
 
     def load_image(self, item: Item) -> bytes:
         if "path" in item.locator:
-            return read_inside(self.image_root, item.locator["path"], self.options.max_image_bytes)
+            return self.image_root.read(item.locator["path"], self.options.max_image_bytes)
         found = self.tables[item.locator["table"]]
         column = found.columns.of["image"]
         path = image_column_path(column, found.table.schema.field(column).type)
-        data = read_cell(found.table.file, path, item.locator["row_group"], item.locator["row"])
+        data = found.table.cell(path, item.locator["row_group"], item.locator["row"])
         if data is None:
             raise FileNotFoundError("the row's image is null")
         return data
@@ -211,11 +220,10 @@ class ManifestSource:
         found = self.tables[item.locator["table"]]
         row_group, row = item.locator["row_group"], item.locator["row"]
         values: dict[str, Any] = {
-            stored: read_cell(found.table.file, column, row_group, row)
-            for stored, column in found.columns.large.items()
+            stored: found.table.cell(column, row_group, row) for stored, column in found.columns.large.items()
         }
         if "mask" in item.locator:
-            values["mask"] = read_inside(self.image_root, item.locator["mask"], self.options.max_image_bytes)
+            values["mask"] = self.image_root.read(item.locator["mask"], self.options.max_image_bytes)
         return values
 
     def _batch_items(

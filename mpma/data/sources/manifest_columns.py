@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -78,13 +77,13 @@ class ResolvedColumns:
 
 
 def resolve_columns(
-    file: Path,
+    place: str,
     schema: pa.Schema,
     given: ColumnMapping,
     patient_per_row: bool,
     reports_optional: bool = False,
 ) -> ResolvedColumns:
-    """Find each field's column in a table.
+    """Find each field's column in a table, which messages name as `place`.
 
     Raises:
         UserError: a given column that is not there (the nearest is named), no image, no report (unless
@@ -99,8 +98,8 @@ def resolve_columns(
         column = getattr(given, field)
         if column is not None:
             if column not in schema.names:
-                raise _unknown_column(file, f"columns.{field}", column, schema.names)
-            _check_kind(file, field, column, schema.field(column).type)
+                raise _unknown_column(place, f"columns.{field}", column, schema.names)
+            _check_kind(place, field, column, schema.field(column).type)
             of[field] = column
             continue
         if field in ("image", "path") and (given.image or given.path):
@@ -111,7 +110,7 @@ def resolve_columns(
                 break
     if "image" in of and given.path is None:
         of.pop("path", None)
-    _require(file, of, schema.names, patient_per_row, reports_optional)
+    _require(place, of, schema.names, patient_per_row, reports_optional)
     extra = _extra(schema, of)
     large = {
         stored: image_column_path(name, schema.field(name).type)
@@ -153,23 +152,23 @@ def describe_columns(columns: ResolvedColumns, given: ColumnMapping) -> list[str
 
 
 def _require(
-    file: Path, of: dict[str, str], names: Sequence[str], patient_per_row: bool, reports_optional: bool
+    place: str, of: dict[str, str], names: Sequence[str], patient_per_row: bool, reports_optional: bool
 ) -> None:
     has = f"its columns are {', '.join(name for name in names if name)}"
     if "image" not in of and "path" not in of:
         raise UserError(
-            f"{file} has no column of images or image paths",
+            f"{place} has no column of images or image paths",
             f"name it: --set columns.path=COLUMN; or choose the tables: --set tables=PATTERN ({has})",
         )
     if not reports_optional and not _REPORT_FIELDS & set(of):
         raise UserError(
-            f"{file} has no column of reports",
+            f"{place} has no column of reports",
             "name it: --set columns.report=COLUMN; or, for a labelled set without reports, which serves "
             f"evaluation only: --min-words 0 ({has})",
         )
     if "patient_id" not in of and not patient_per_row:
         raise UserError(
-            f"{file} has no column of patients, without whom no split is sound",
+            f"{place} has no column of patients, without whom no split is sound",
             "name it: --set columns.patient_id=COLUMN; or, where every row truly is another patient, "
             f"--set patient_per_row=true ({has})",
         )
@@ -222,15 +221,15 @@ def _fits(field: str, kind: pa.DataType) -> bool:
     return _is_text(kind) or (pa.types.is_null(kind) and field != "path")
 
 
-def _check_kind(file: Path, field: str, column: str, kind: pa.DataType) -> None:
+def _check_kind(place: str, field: str, column: str, kind: pa.DataType) -> None:
     if not _fits(field, kind) and not (
         pa.types.is_integer(kind) and field not in ("image", "path", "mask", "questions")
     ):
-        raise UserError(f"columns.{field}: column {column!r} of {file} holds {kind}, which cannot be that")
+        raise UserError(f"columns.{field}: column {column!r} of {place} holds {kind}, which cannot be that")
 
 
-def _unknown_column(file: Path, option: str, column: str, names: Sequence[str]) -> UserError:
-    return UserError(f"{option}: {file} has no column {column!r}", nearest_column(column, names))
+def _unknown_column(place: str, option: str, column: str, names: Sequence[str]) -> UserError:
+    return UserError(f"{option}: {place} has no column {column!r}", nearest_column(column, names))
 
 
 def nearest_column(column: str, names: Sequence[str]) -> str:

@@ -9,9 +9,8 @@ words or answer is refused by itself and leaves its image as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from mpma.data.quality import is_missing
@@ -52,7 +51,7 @@ class QuestionTable:
             column = getattr(given, field)
             if column is not None and column not in names:
                 raise UserError(
-                    f"question_columns.{field}: {table.file} has no column {column!r}",
+                    f"question_columns.{field}: {table.place} has no column {column!r}",
                     nearest_column(column, names),
                 )
             found = column or usual_column(names, candidates)
@@ -60,7 +59,7 @@ class QuestionTable:
                 of[field] = found
             elif field != "type":
                 raise UserError(
-                    f"{table.file} has no column that holds the {field.replace('_', ' ')} of a question",
+                    f"{table.place} has no column that holds the {field.replace('_', ' ')} of a question",
                     f"name it: --set question_columns.{field}=COLUMN "
                     f"(its columns are {', '.join(filter(None, names))})",
                 )
@@ -68,7 +67,7 @@ class QuestionTable:
 
     def rows(self) -> Iterator[tuple[str, Question] | Rejection]:
         """Pair id and question of each row in order."""
-        name = self.table.file.name
+        name = self.table.name
         for rows in self.table.rows(list(dict.fromkeys(self.of.values()))):
             if isinstance(rows, BrokenRow):
                 where = f"{name}, line {rows.line}" if rows.line else name
@@ -106,7 +105,7 @@ def describe_questions(tables: tuple[QuestionTable, ...]) -> list[str]:
         return []
     first = tables[0]
     count = sum(found.table.rows_in_file for found in tables)
-    names = ", ".join(found.table.file.name for found in tables)
+    names = ", ".join(found.table.name for found in tables)
     columns = ", ".join(f"{field} = {column}" for field, column in first.of.items())
     lines = [f"{count} questions in {names}, joined to the pairs by {first.of['pair_id']} ({columns})"]
     if "type" not in first.of:
@@ -146,8 +145,6 @@ def _question(question: Any, answers: Any, kind: Any) -> Question | None:
     return question_row(as_text(question), [as_text(answer) for answer in listed], as_text(kind))
 
 
-def question_tables(
-    files: list[Path], given: QuestionColumns, delimiter: str | None, encoding: str
-) -> tuple[QuestionTable, ...]:
-    """The tables of some files, their columns found."""
-    return tuple(QuestionTable.resolve(Table.open(file, delimiter, encoding), given) for file in files)
+def question_tables(tables: Iterable[Table], given: QuestionColumns) -> tuple[QuestionTable, ...]:
+    """Tables of questions, their columns found."""
+    return tuple(QuestionTable.resolve(table, given) for table in tables)

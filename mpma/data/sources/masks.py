@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from mpma.data.masks import FOREGROUND, IGNORED, Values, encode_mask, mask_values
 from mpma.data.pairs import OPTIONAL_FIELDS
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import MasksOptions
 from mpma.data.sources.contract import Item, Rejection
 from mpma.data.sources.manifest_columns import USUAL_NAMES, nearest_column, usual_column
-from mpma.data.sources.paths import read_inside
 from mpma.data.sources.tables import Rows, Table
 from mpma.data.sources.values import as_split, as_text, as_view
 from mpma.errors import UserError
@@ -48,9 +48,9 @@ class Person:
 class MasksSource:
     """Images and masks of two folders; `resolve` looks into both."""
 
-    root: Path
-    image_root: Path
-    mask_root: Path
+    archive: ArchiveFolder
+    image_root: ArchiveFolder
+    mask_root: ArchiveFolder
     options: MasksOptions
     counted: tuple[str, ...]
     """What was found, in lines for the terminal."""
@@ -59,9 +59,12 @@ class MasksSource:
 
     @classmethod
     def resolve(cls, root: str | Path, options: MasksOptions | None = None) -> MasksSource:
-        """Find the folders. Raises `UserError` naming the folder, table or option at fault."""
+        """Find the folders at a path or a URI.
+
+        Raises `UserError` naming the folder, table or option at fault.
+        """
         options = options or MasksOptions()
-        base = Path(root)
+        base = ArchiveFolder.open(root)
         if options.foreground_value is not None and options.foreground_value == options.ignore_value:
             raise UserError(
                 f"ignore_value and foreground_value are both {options.ignore_value}",
@@ -72,7 +75,7 @@ class MasksSource:
         images, masks = _files(image_root), _masks_by_key(mask_root, options.mask_suffix)
         if not any(_key(image) in masks for image in images):
             raise UserError(
-                f"no mask in {mask_root} has the name of an image in {image_root}",
+                f"no mask in {mask_root.described()} has the name of an image in {image_root.described()}",
                 "name what the masks' names have behind the image's: --set mask_suffix=_mask",
             )
         people = _people(base, options)
@@ -107,19 +110,19 @@ class MasksSource:
 
     def items(self) -> Iterator[Item | Rejection]:
         images, masks = _files(self.image_root), _masks_by_key(self.mask_root, self.options.mask_suffix)
-        people = _people(self.root, self.options)
+        people = _people(self.archive, self.options)
         times = Counter(map(_key, images))
         for image in images:
             path = f"{self.options.images}/{image}"
             named = masks.get(_key(image), ())
             # Of several masks of its name, the one of its ending is meant.
-            found = tuple(mask for mask in named if Path(mask).name == Path(image).name) or named
+            found = tuple(mask for mask in named if _name(mask) == _name(image)) or named
             person = _person(people, image)
             if not found:
                 yield Rejection(path, image, "missing_mask", f"no file of its name in {self.options.masks}")
             elif len(found) > 1:
                 yield Rejection(path, image, "unreadable_mask", f"{len(found)} masks have its name")
-            elif times[_key(image)] > 1 and Path(found[0]).name != Path(image).name:
+            elif times[_key(image)] > 1 and _name(found[0]) != _name(image):
                 yield Rejection(path, image, "duplicate_id", "two images have the name of one mask")
             elif not person.patient:
                 yield Rejection(path, image, "missing_patient", f"not in {self.options.patients}")
@@ -148,10 +151,10 @@ class MasksSource:
                     yield Rejection(path, key, "missing_image", "a mask without its image")
 
     def load_image(self, item: Item) -> bytes:
-        return read_inside(self.image_root, item.locator["image"], MAX_FILE_BYTES)
+        return self.image_root.read(item.locator["image"], MAX_FILE_BYTES)
 
     def load_extra(self, item: Item) -> dict[str, Any]:
-        data = read_inside(self.mask_root, item.locator["mask"], MAX_FILE_BYTES)
+        data = self.mask_root.read(item.locator["mask"], MAX_FILE_BYTES)
         wanted, ignored = self.options.foreground_value, self.options.ignore_value
         # A threshold stands above what JPEG does to a value; a single value does not.
         values = mask_values(data, lossy=wanted is None and ignored is None)
@@ -170,28 +173,26 @@ def stored_values(values: Values, foreground: int | None, ignored: int | None) -
     return stored
 
 
-def _folder(base: Path, option: str, relative: str) -> Path:
-    folder = base / relative
-    if not folder.is_dir():
+def _folder(base: ArchiveFolder, option: str, place: str) -> ArchiveFolder:
+    folder = base.beside(place)
+    if not folder.is_folder:
         raise UserError(
-            f"{folder} is not a folder",
+            f"{folder.described()} is not a folder",
             f"the root of masks holds images/ and masks/; or --set {option}=FOLDER",
         )
     if not _files(folder):
-        raise UserError(f"{folder} holds no image files", f"files that end in {', '.join(_ENDINGS)} are read")
+        raise UserError(
+            f"{folder.described()} holds no image files", f"files that end in {', '.join(_ENDINGS)} are read"
+        )
     return folder
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: ArchiveFolder) -> list[str]:
     """Image files relative to the folder, in order."""
-    return sorted(
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")
-    )
+    return sorted(folder.files(suffixes=_ENDINGS))
 
 
-def _masks_by_key(folder: Path, suffix: str) -> dict[str, tuple[str, ...]]:
+def _masks_by_key(folder: ArchiveFolder, suffix: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for file in _files(folder):
         key = _key(file, suffix)
@@ -202,25 +203,31 @@ def _masks_by_key(folder: Path, suffix: str) -> dict[str, tuple[str, ...]]:
 def _person(people: Mapping[str, Person] | None, image: str) -> Person:
     if people is None:
         return Person(image, "", "")
-    return people.get(Path(image).name) or people.get(Path(image).stem) or Person("", "", "")
+    return people.get(_name(image)) or people.get(PurePosixPath(image).stem) or Person("", "", "")
 
 
 def _key(file: str, suffix: str = "") -> str:
     """A file's path without ending and suffix; the parent folders belong to the name."""
-    stem = Path(file).stem
-    return (Path(file).parent / (stem.removesuffix(suffix) if suffix else stem)).as_posix()
+    path = PurePosixPath(file)
+    return str(path.parent / (path.stem.removesuffix(suffix) if suffix else path.stem))
 
 
-def _people(base: Path, options: MasksOptions) -> dict[str, Person] | None:
+def _name(file: str) -> str:
+    return file.rpartition("/")[2]
+
+
+def _people(base: ArchiveFolder, options: MasksOptions) -> dict[str, Person] | None:
     if options.patients is None:
         return None
-    file = base / options.patients
-    if not file.is_file():
-        raise UserError(f"patients: {file} does not exist", f"patients is relative to {base}")
-    table = Table.open(file)
+    folder, _, file = options.patients.rpartition("/")
+    home = base.beside(folder or ("/" if options.patients.startswith("/") else ""))
+    place = home.described(file)
+    if not home.has_file(file):
+        raise UserError(f"patients: {place} does not exist", f"patients is relative to {base.described()}")
+    table = Table.open(home, file)
     names = table.schema.names
-    image = _column(file, names, "image_column", options.image_column, ("path", "pair_id"))
-    patient = _column(file, names, "patient_column", options.patient_column, ("patient_id",))
+    image = _column(place, names, "image_column", options.image_column, ("path", "pair_id"))
+    patient = _column(place, names, "patient_column", options.patient_column, ("patient_id",))
     view, split = usual_column(names, USUAL_NAMES["view"]), usual_column(names, USUAL_NAMES["split"])
     wanted = list(dict.fromkeys(name for name in (image, patient, view, split) if name))
     found: dict[str, Person] = {}
@@ -233,25 +240,25 @@ def _people(base: Path, options: MasksOptions) -> dict[str, Person] | None:
                 as_text(row[view]) if view else "",
                 as_text(row[split]) if split else "",
             )
-            key = Path(as_text(row[image])).name
+            key = PurePosixPath(as_text(row[image])).name
             if key and found.setdefault(key, person).patient != person.patient:
                 raise UserError(
-                    f"patients: {file} gives one image to two patients",
+                    f"patients: {place} gives one image to two patients",
                     "image names must be unique in the table",
                 )
     return found
 
 
-def _column(file: Path, names: list[str], option: str, given: str | None, fields: tuple[str, ...]) -> str:
+def _column(place: str, names: list[str], option: str, given: str | None, fields: tuple[str, ...]) -> str:
     if given is not None:
         if given not in names:
-            raise UserError(f"{option}: {file} has no column {given!r}", nearest_column(given, names))
+            raise UserError(f"{option}: {place} has no column {given!r}", nearest_column(given, names))
         return given
     for kind in fields:
         found = usual_column(names, USUAL_NAMES[kind])
         if found is not None:
             return found
     raise UserError(
-        f"patients: {file} has no column of {'images' if option == 'image_column' else 'patients'}",
+        f"patients: {place} has no column of {'images' if option == 'image_column' else 'patients'}",
         f"name it: --set {option}=COLUMN (its columns are {', '.join(filter(None, names))})",
     )

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mpma.data.quality import system_reason
 from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.contract import UnreadableImage
 from mpma.data.sources.mimic_layout import REPORTS_ZIP, MimicLayout, below, find_layout, patient_tree
@@ -108,7 +109,7 @@ class ReportReader:
         except UnreadableImage as error:
             raise UnreadableImage("unreadable_report", error.detail) from None
         except OSError as error:
-            raise UnreadableImage("unreadable_report", error.strerror or type(error).__name__) from None
+            raise UnreadableImage("unreadable_report", system_reason(error)) from None
         return None if data is None else _as_text(data)
 
 

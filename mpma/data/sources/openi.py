@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
+from mpma.data.quality import system_reason
 from mpma.data.sources.archive import DAMAGED, ArchiveFolder
 from mpma.data.sources.config import OpeniOptions
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
@@ -238,7 +239,7 @@ def _report_file(folder: ArchiveFolder, name: str) -> bytes | UnreadableImage:
     except UnreadableImage as error:
         return error
     except OSError as error:
-        return UnreadableImage("unreadable_report", error.strerror or type(error).__name__)
+        return UnreadableImage("unreadable_report", system_reason(error))
 
 
 def _member(unfolded: Unfolded, member: tarfile.TarInfo) -> bytes | UnreadableImage:

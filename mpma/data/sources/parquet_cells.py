@@ -23,8 +23,16 @@ _THREAD = threading.local()
 
 
 def open_parquet(archive: ArchiveFolder, file: str, buffer_size: int = 0) -> pq.ParquetFile:
-    """A Parquet file of an archive; `buffer_size` bounds what is read ahead. Raises as Arrow does."""
-    return pq.ParquetFile(archive.path(file), filesystem=archive.filesystem, buffer_size=buffer_size)
+    """A Parquet file of an archive. Raises as Arrow does.
+
+    `buffer_size` is how many bytes are read ahead; 0 for the columns of a row group at once.
+    """
+    return pq.ParquetFile(
+        archive.path(file),
+        filesystem=archive.filesystem,
+        buffer_size=buffer_size,
+        pre_buffer=buffer_size == 0,
+    )
 
 
 def read_cell(

@@ -7,7 +7,8 @@ another's image; a CSV reader cannot see it, for the next row's opening quote cl
 shows: a quoted cell that crosses the end of its line must be followed by a delimiter or another end of
 line. Where it is not, the row is taken out up to the end of the line on which that cell began, is named by
 its number, and reading goes on with the next line. Quotes inside a line are left as they are: they harm no
-other row, and the count of cells shows them.
+other row, and the count of cells shows them. Publishers' tables go through `csv_rows` instead, which is
+stricter and names each row by its line; users' tables are read by Arrow, for their types and its speed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final
 
-from mpma.data.sources.unfolding import COMPRESSED, DAMAGED, Unfolded, UnfoldsTooFarError
+from mpma.data.sources.unfolding import COMPRESSED, DAMAGED, UnfoldsTooFarError
 from mpma.errors import UserError
 
 MAX_ROW_BYTES: Final = 16 * 1024 * 1024
@@ -46,40 +46,16 @@ UNREADABLE: Final = (*DAMAGED, UnicodeDecodeError, UnfoldsTooFarError, RowTooLon
 """What reading the text of a table may raise: damage, another encoding, a bomb."""
 
 
-def why_unreadable(file: Path, error: BaseException, recode: str = "save it as UTF-8") -> UserError:
+def why_unreadable(place: str, error: BaseException, recode: str = "save it as UTF-8") -> UserError:
     """One line for one of `UNREADABLE`, without the text that it quotes; `recode` mends an encoding."""
     if isinstance(error, UnicodeDecodeError):
-        return UserError(f"{file} is not text in the given encoding", recode)
+        return UserError(f"{place} is not text in the given encoding", recode)
     if isinstance(error, UnfoldsTooFarError | RowTooLongError):
-        return UserError(f"{file} {error}: it is no table", "fetch it again")
+        return UserError(f"{place} {error}: it is no table", "fetch it again")
     return UserError(
-        f"{file} cannot be read as a table ({type(error).__name__})",
+        f"{place} cannot be read as a table ({type(error).__name__})",
         "it may be cut short, or of another format than its name says",
     )
-
-
-def refuse_no_table(file: Path, encoding: str | None = None) -> None:
-    """Look at a table's first bytes. Raises `UserError` naming the file where they are none of a table.
-
-    `encoding` is the option `encoding` of a source that has one; bytes that speak for another are told.
-    """
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(START_BYTES)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or type(error).__name__})") from None
-    refuse_what_begins(start, str(file))
-    if file.name.lower().endswith((".parquet", ".pq")) or start.startswith(COMPRESSED):
-        return
-    if encoding is not None and codecs.lookup(encoding).name == "utf-8":
-        for mark, found in _WIDE_MARKS:
-            if start.startswith(mark):
-                raise UserError(f"{file} is {found.upper()} text", f"--set encoding={found}")
-        if b"\0" in start.partition(b"\n")[0]:
-            raise UserError(
-                f"{file} has NUL characters in its header",
-                "if it is UTF-16 without a mark: --set encoding=utf-16-le",
-            )
 
 
 def refuse_what_begins(start: bytes, place: str) -> None:
@@ -97,16 +73,25 @@ def refuse_what_begins(start: bytes, place: str) -> None:
         )
 
 
-def open_text(file: Path, delimiter: str, encoding: str = "utf-8") -> WholeRows:
-    """A text table, compressed or not, as UTF-8 bytes without a byte order mark; to be closed by the caller.
-
-    Reading raises one of `UNREADABLE`.
-    """
-    return WholeRows(cast(IO[bytes], Unfolded.open(file)), delimiter, encoding)
+def refuse_other_encoding(start: bytes, place: str, encoding: str) -> None:
+    """Raises `UserError` naming `place` where the first bytes of a text speak for another `encoding`."""
+    if start.startswith(COMPRESSED) or codecs.lookup(encoding).name != "utf-8":
+        return
+    for mark, found in _WIDE_MARKS:
+        if start.startswith(mark):
+            raise UserError(f"{place} is {found.upper()} text", f"--set encoding={found}")
+    if b"\0" in start.partition(b"\n")[0]:
+        raise UserError(
+            f"{place} has NUL characters in its header",
+            "if it is UTF-16 without a mark: --set encoding=utf-16-le",
+        )
 
 
 class WholeRows(io.RawIOBase):
-    """The UTF-8 text of a table, less the rows whose quotes are not closed. Memory: some rows."""
+    """The UTF-8 text of a table without a byte order mark, less the rows whose quotes are not closed.
+
+    Memory: some rows. Reading raises one of `UNREADABLE`.
+    """
 
     def __init__(self, stream: IO[bytes], delimiter: str, encoding: str = "utf-8") -> None:
         """`stream` is closed with this one; `delimiter` is one character."""

@@ -10,24 +10,26 @@ with `cat`) is handed on as a number, not skipped in silence.
 from __future__ import annotations
 
 import codecs
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import IO, Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
+from mpma.data.quality import system_reason
+from mpma.data.sources.archive import ArchiveFolder
+from mpma.data.sources.parquet_cells import open_parquet, read_cell
 from mpma.data.sources.table_text import (
     MAX_ROW_BYTES,
+    START_BYTES,
     UNREADABLE,
     WholeRows,
-    open_text,
-    refuse_no_table,
+    refuse_other_encoding,
+    refuse_what_begins,
     why_unreadable,
 )
 from mpma.errors import UserError
@@ -35,7 +37,6 @@ from mpma.errors import UserError
 TEXT_SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 _BATCH_ROWS: Final = 2048
-_IMAGE_ROWS: Final = 16
 _BLOCK_BYTES: Final = MAX_ROW_BYTES
 """Arrow reads a row only where it lies within two blocks."""
 _NUMBER: Final = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$"
@@ -73,37 +74,80 @@ class BrokenRow:
 class Table:
     """One table file: where it is, how it is read, and the columns it has."""
 
-    file: Path
+    archive: ArchiveFolder
+    file: str
+    """Its path in the archive."""
     schema: pa.Schema
     """Columns with their types, in the order of the file."""
     rows_in_file: int
     delimiter: str = ""
     """Empty for Parquet."""
     encoding: str = "utf-8"
+    version: tuple[int, int] = (0, 0)
+    """Of Parquet: time of change and length when it was opened. Cells are not looked for in what another
+    version of the file left open, and none of them costs a look at the file."""
 
     @classmethod
-    def open(cls, file: Path, delimiter: str | None = None, encoding: str = "utf-8") -> Table:
+    def open(
+        cls, archive: ArchiveFolder, file: str, delimiter: str | None = None, encoding: str = "utf-8"
+    ) -> Table:
         """Read a table's columns. Raises `UserError` naming the file where it cannot be read."""
         try:
             codecs.lookup(encoding)
         except LookupError:
             raise UserError(f"encoding: {encoding!r} is not known", "for example utf-8 or latin-1") from None
-        refuse_no_table(file, encoding)
-        if file.name.lower().endswith(PARQUET_SUFFIXES):
-            with _readable(file), pq.ParquetFile(file) as parquet:
-                _refuse_repeated(file, parquet.schema_arrow.names)
-                return cls(file, parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows)
-        separator = delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
-        table = cls(file, pa.schema([]), 0, separator, encoding)
-        return table._with_types()
+        table = cls(archive, file, pa.schema([]), 0, "", encoding)
+        start = table._start()
+        refuse_what_begins(start, table.place)
+        name = table.name.lower()
+        if name.endswith(PARQUET_SUFFIXES):
+            return table._with_schema()
+        refuse_other_encoding(start, table.place, encoding)
+        return replace(table, delimiter=delimiter or ("\t" if ".tsv" in name else ","))._with_types()
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folders."""
+        return self.file.rpartition("/")[2]
+
+    @property
+    def place(self) -> str:
+        """The file as messages name it."""
+        return self.archive.described(self.file)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Rows | BrokenRow]:
         """The table's rows in order, with these columns only; the cells of text tables as text.
 
         Raises `UserError` where the table cannot be read.
         """
-        with _readable(self.file):
+        with _readable(self.place):
             yield from self._text_rows(columns) if self.delimiter else self._parquet_rows(columns)
+
+    def cell(self, column: str, row_group: int, row: int) -> bytes | None:
+        """The binary cell of one Parquet row; None where it is null.
+
+        Raises `OSError` where the file has no such row or cannot be read.
+        """
+        return read_cell(self.archive, self.file, self.version, column, row_group, row)
+
+    def _start(self) -> bytes:
+        try:
+            with self.archive.filesystem.open_input_file(self.archive.path(self.file)) as opened:
+                return cast(bytes, opened.read(START_BYTES))
+        except OSError as error:
+            raise UserError(f"{self.place} cannot be read ({system_reason(error)})") from None
+
+    def _with_schema(self) -> Table:
+        """The same Parquet table with its columns."""
+        with _readable(self.place), open_parquet(self.archive, self.file) as parquet:
+            _refuse_repeated(self.place, parquet.schema_arrow.names)
+            status = self.archive.filesystem.get_file_info(self.archive.path(self.file))
+            return replace(
+                self,
+                schema=parquet.schema_arrow.remove_metadata(),
+                rows_in_file=parquet.metadata.num_rows,
+                version=(status.mtime_ns or 0, status.size),
+            )
 
     def typed(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
         """Some columns of a batch of `rows`, with the types of `schema`."""
@@ -112,7 +156,7 @@ class Table:
 
     def _parquet_rows(self, columns: Sequence[str]) -> Iterator[Rows]:
         first = 0
-        with pq.ParquetFile(self.file) as parquet:
+        with open_parquet(self.archive, self.file) as parquet:
             for group in range(parquet.num_row_groups):
                 first_in_group = 0
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns)):
@@ -125,25 +169,22 @@ class Table:
     def _text_rows(self, columns: Sequence[str]) -> Iterator[Rows | BrokenRow]:
         first = 0
         broken: list[BrokenRow] = []
-        for batch in self._text_batches(list(columns), broken):
+        for batch in self._text_batches(self.schema.names, list(columns), broken):
             yield from _drained(broken)
             yield Rows(first, 0, first, batch)
             first += batch.num_rows
         yield from _drained(broken)
 
     def _text_batches(
-        self, columns: list[str] | None, broken: list[BrokenRow] | None = None
+        self, names: list[str], wanted: list[str], noted: list[BrokenRow]
     ) -> Iterator[pa.RecordBatch]:
-        noted: list[BrokenRow] = [] if broken is None else broken
-        names = self._header()
-        # Columns without a name (a trailing comma) hold nothing that could be asked for.
-        wanted = [name for name in (names if columns is None else columns) if name]
+        """Some of a text table's columns, of which `names` are all that have a name."""
         convert = pacsv.ConvertOptions(
             column_types={name: pa.string() for name in names},
             include_columns=wanted,
             strings_can_be_null=True,
         )
-        with closing(open_text(self.file, self.delimiter, self.encoding)) as text:
+        with self._text() as text:
             with self._csv(text, noted, convert) as reader:
                 for batch in reader:
                     noted += [BrokenRow(line, 0, "a quote that is not closed") for line in text.broken]
@@ -169,22 +210,28 @@ class Table:
             convert_options=convert,
         )
 
-    def _header(self) -> list[str]:
+    @contextmanager
+    def _text(self) -> Iterator[WholeRows]:
         with (
-            closing(open_text(self.file, self.delimiter, self.encoding)) as text,
-            self._csv(text, []) as reader,
+            self.archive.unfolded(self.file) as unfolded,
+            closing(WholeRows(cast(IO[bytes], unfolded), self.delimiter, self.encoding)) as text,
         ):
-            return list(reader.schema.names)
+            yield text
+
+    def _header(self) -> list[str]:
+        """The columns that have a name: those without one (a trailing comma) hold nothing to be asked for."""
+        with self._text() as text, self._csv(text, []) as reader:
+            return [name for name in reader.schema.names if name]
 
     def _with_types(self) -> Table:
         """The same text table with the types that all of its cells allow, in one pass."""
-        with _readable(self.file):
-            names = [name for name in self._header() if name]
-            _refuse_repeated(self.file, names)
+        with _readable(self.place):
+            names = self._header()
+            _refuse_repeated(self.place, names)
             candidates: dict[str, list[pa.DataType]] = {name: [pa.int64(), pa.float64()] for name in names}
             filled = dict.fromkeys(names, False)
             count = 0
-            for batch in self._text_batches(None):
+            for batch in self._text_batches(names, names, []):
                 count += batch.num_rows
                 for name in names:
                     values = batch.column(name)
@@ -196,96 +243,43 @@ class Table:
             pa.field(name, candidates[name][0] if filled[name] and candidates[name] else pa.string())
             for name in names
         ]
-        return Table(self.file, pa.schema(fields), count, self.delimiter, self.encoding)
+        return replace(self, schema=pa.schema(fields), rows_in_file=count)
 
 
-def find_tables(root: Path, pattern: str | None = None) -> list[Path]:
-    """The table files that a root names: itself, or those directly in the folder, in order of their names.
+def find_tables(archive: ArchiveFolder, file: str = "", pattern: str | None = None) -> list[str]:
+    """The table files of a root: the one that it is, or those in the folder, in order of their names.
 
     Raises `UserError` where there is none.
     """
     suffixes = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
-    if root.is_file():
-        if not root.name.lower().endswith(suffixes):
-            raise UserError(f"{root} is not a table that can be read", f"read are {', '.join(suffixes)}")
-        return [root]
-    if not root.is_dir():
-        raise UserError(f"{root} does not exist", "the root of manifest is a table, or a folder of tables")
-    if pattern is not None and (pattern.startswith("/") or ".." in Path(pattern).parts):
+    if file:
+        if not file.lower().endswith(suffixes):
+            raise UserError(
+                f"{archive.described(file)} is not a table that can be read",
+                f"read are {', '.join(suffixes)}",
+            )
+        return [file]
+    root = archive.described()
+    if pattern is not None and (pattern.startswith("/") or ".." in PurePosixPath(pattern).parts):
         raise UserError(
             f"tables: {pattern!r} leads out of {root}", "for example --set tables='reports-*.csv'"
         )
-    files = sorted(
-        file
-        for file in (root.iterdir() if pattern is None else root.glob(pattern))
-        if file.is_file() and file.name.lower().endswith(suffixes) and not file.name.startswith((".", "_"))
-    )
+    files = [
+        path
+        for path in (archive.names() if pattern is None else archive.matching(pattern))
+        if path.lower().endswith(suffixes) and not path.rpartition("/")[2].startswith((".", "_"))
+    ]
     if not files:
         wanted = f"no table {pattern!r}" if pattern else "no CSV, TSV or Parquet table"
         raise UserError(f"{root} holds {wanted}", f"read are files that end in {', '.join(suffixes)}")
     return files
 
 
-def read_cell(file: Path, column: str, row_group: int, row: int) -> bytes | None:
-    """The binary cell of one Parquet row; None where it is null.
-
-    A reader walks its row group in small steps and stays open for the next row, so that rows asked for in
-    order are decoded once and a row group of any size costs the memory of a few rows. Each thread has one
-    per column of the table it read last.
-    Rows behind a damaged page are refused without another look, which would walk to it again for each.
-    Raises `OSError` where the file has no such row or cannot be read.
-    """
-    status = file.stat()
-    key = (file, status.st_mtime_ns, status.st_size, row_group)
-    cursors: dict[str, _Cursor] = _THREAD.__dict__.setdefault("cursors", {})
-    if any(cursor.key != key for cursor in cursors.values()):
-        cursors.clear()
-    try:
-        if column not in cursors or row < cursors[column].first:
-            cursors[column] = _Cursor(key, column)
-    except _DAMAGED as error:
-        raise OSError(f"the table cannot be read ({type(error).__name__})") from None
-    return cursors[column].cell(row)
-
-
-class _Cursor:
-    def __init__(self, key: tuple[Path, int, int, int], column: str) -> None:
-        self.key = key
-        file, _, _, row_group = key
-        self._parquet = pq.ParquetFile(file, buffer_size=1 << 20)
-        self._batches = self._parquet.iter_batches(_IMAGE_ROWS, row_groups=[row_group], columns=[column])
-        self._column = column
-        self.first = 0
-        self._damage: str | None = None
-        self._cells: pa.Array = pa.array([], type=pa.binary())
-
-    def cell(self, row: int) -> bytes | None:
-        while row >= self.first + len(self._cells):
-            if self._damage is not None:
-                raise OSError(f"the table's cell cannot be read ({self._damage})")
-            try:
-                array = next(self._batches).column(0)
-            except _DAMAGED as error:
-                self._damage = type(error).__name__
-                continue
-            self.first += len(self._cells)
-            if pa.types.is_struct(array.type):
-                array = array.field(self._column.rpartition(".")[2])
-            self._cells = array
-        found: bytes | None = self._cells[row - self.first].as_py()
-        return found
-
-
-_DAMAGED: Final = (pa.ArrowException, OSError, StopIteration, MemoryError)
-
-_THREAD = threading.local()
-
-
 class _readable:  # noqa: N801 - reads as the condition it is
     """Turns what Arrow says of a file into one line: its own words may quote a report."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, place: str) -> None:
+        self._place = place
 
     def __enter__(self) -> None:
         return None
@@ -294,9 +288,9 @@ class _readable:  # noqa: N801 - reads as the condition it is
         if isinstance(error, UserError) or kind is None:
             return
         if "UTF8" in str(error):
-            raise UserError(f"{self._file} is not text in UTF-8") from None
+            raise UserError(f"{self._place} is not text in UTF-8") from None
         if isinstance(error, (*UNREADABLE, pa.ArrowException, MemoryError)):
-            raise why_unreadable(self._file, error, "name it, for example --set encoding=latin-1") from None
+            raise why_unreadable(self._place, error, "name it, for example --set encoding=latin-1") from None
 
 
 def _drained(broken: list[BrokenRow]) -> Iterator[BrokenRow]:
@@ -304,10 +298,10 @@ def _drained(broken: list[BrokenRow]) -> Iterator[BrokenRow]:
         yield broken.pop(0)
 
 
-def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
+def _refuse_repeated(place: str, names: Sequence[str]) -> None:
     repeated = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
     if repeated:
-        raise UserError(f"{file} has more than one column {repeated[0]!r}")
+        raise UserError(f"{place} has more than one column {repeated[0]!r}")
 
 
 def _repeats_header(batch: pa.RecordBatch) -> pa.BooleanArray:

@@ -15,7 +15,6 @@ import io
 import lzma
 import tarfile
 import zlib
-from pathlib import Path
 from typing import IO, Any, Final, cast
 
 MAX_UNFOLDING: Final = 256
@@ -68,11 +67,6 @@ class Unfolded(io.RawIOBase):
             self._stream = lzma.LZMAFile(packed)  # noqa: SIM115 - closed with this one
         else:
             self._limit = None
-
-    @classmethod
-    def open(cls, file: Path) -> Unfolded:
-        """A file of this machine, as it unpacks."""
-        return cls(file.open("rb"), file.stat().st_size)
 
     def readable(self) -> bool:
         return True

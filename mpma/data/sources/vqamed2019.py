@@ -13,19 +13,21 @@ asked about and not there is one line in the quarantine, however many questions 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
 
 from mpma.data.pairs import OPTIONAL_FIELDS
 from mpma.data.questions import question_row
+from mpma.data.sources.archive import ArchiveFolder
 from mpma.data.sources.config import VqaMed2019Options
 from mpma.data.sources.contract import Item, Rejection
-from mpma.data.sources.paths import lexically_inside, read_inside
-from mpma.data.sources.table_text import refuse_no_table
+from mpma.data.sources.paths import lexically_inside
 from mpma.errors import UserError
 
 PARTS: Final = {
@@ -49,15 +51,21 @@ class VqaPart:
     """One of the publisher's three parts."""
 
     split: str
-    questions: Path
-    categories: tuple[Path, ...]
+    questions: str
+    """Path in the archive, as those of the categories."""
+    categories: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The folder that holds the part; empty for the root itself."""
+        return self.questions.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
 class VqaMed2019Source:
     """VQA-Med 2019 below `root`; `resolve` finds its parts."""
 
-    root: Path
+    archive: ArchiveFolder
     parts: tuple[VqaPart, ...]
     options: VqaMed2019Options
     name: str = "vqamed2019"
@@ -65,34 +73,34 @@ class VqaMed2019Source:
 
     @classmethod
     def resolve(cls, root: str | Path, options: VqaMed2019Options | None = None) -> VqaMed2019Source:
-        """Find the parts below `root`. Raises `UserError` naming what was looked for."""
-        base = Path(root)
-        if not base.is_dir():
-            raise UserError(f"{base} is not a folder", "the root of vqamed2019 is the folder of its parts")
+        """Find the parts at a path or a URI. Raises `UserError` naming what was looked for."""
+        archive = ArchiveFolder.open(root)
+        base = archive.described()
+        texts = _sorted(archive.files(suffixes=(".txt",)))
         parts = []
         for split, (file, pattern) in PARTS.items():
-            found = sorted(path for path in base.rglob(file) if path.is_file())
+            found = [text for text in texts if PurePosixPath(text).name == file]
             if len(found) > 1:
                 raise UserError(
                     f"{base} holds {file} {len(found)} times",
                     "name the folder that holds one copy as the root",
                 )
             if found:
-                categories = sorted(
-                    path for path in (found[0].parent.rglob(pattern) if pattern else ()) if path.is_file()
-                )
-                parts.append(VqaPart(split, found[0], tuple(categories)))
+                part = VqaPart(split, found[0], ())
+                below = [text for text in texts if text.startswith(f"{part.folder}/" if part.folder else "")]
+                categories = [text for text in below if fnmatchcase(PurePosixPath(text).name, pattern)]
+                parts.append(replace(part, categories=tuple(categories)))
         if not parts:
             raise UserError(
                 f"{base} holds no questions of VQA-Med 2019: none of "
                 f"{', '.join(file for file, _ in PARTS.values())}",
                 "unpack the publisher's archives into it",
             )
-        return cls(base, tuple(parts), options or VqaMed2019Options())
+        return cls(archive, tuple(parts), options or VqaMed2019Options())
 
     def assumptions(self) -> list[str]:
         lines = [
-            f"{part.split}: {part.questions.relative_to(self.root).as_posix()}"
+            f"{part.split}: {part.questions}"
             + (f", types from {len(part.categories)} files by category" if part.categories else "")
             for part in self.parts
         ]
@@ -117,16 +125,16 @@ class VqaMed2019Source:
             yield from self._part_items(part)
 
     def load_image(self, item: Item) -> bytes:
-        return read_inside(self.root, item.locator["file"], MAX_IMAGE_BYTES)
+        return self.archive.read(item.locator["file"], MAX_IMAGE_BYTES)
 
     def load_extra(self, item: Item) -> dict[str, Any]:
         return {}
 
     def _part_items(self, part: VqaPart) -> Iterator[Item | Rejection]:
-        name = part.questions.name
-        types = _types(part.categories)
+        name = PurePosixPath(part.questions).name
+        types = _types(self.archive, part.categories)
         asked: dict[str, list[dict[str, Any]]] = {}
-        for number, line in _lines(part.questions, cells=4 if part.split == "test" else 3):
+        for number, line in _lines(self.archive, part.questions, cells=4 if part.split == "test" else 3):
             where = f"{name}, line {number}"
             if isinstance(line, int):
                 yield Rejection(where, "", "unreadable_row", f"{line} cells")
@@ -141,7 +149,7 @@ class VqaMed2019Source:
                 yield Rejection(where, image, "incomplete_question", "")
                 continue
             asked.setdefault(image, []).append(row)
-        images = _images_below(part.questions.parent, self.root)
+        images = _images_below(self.archive, part.folder)
         for image, questions in asked.items():
             if not lexically_inside(image):
                 yield Rejection(name, image, "outside_root", "the image's name leads elsewhere")
@@ -164,12 +172,12 @@ class VqaMed2019Source:
                 )
 
 
-def _lines(file: Path, cells: int) -> Iterator[tuple[int, _Line | int]]:
+def _lines(archive: ArchiveFolder, file: str, cells: int) -> Iterator[tuple[int, _Line | int]]:
     """Number and cells of each line that is not blank; how many cells it has where that is wrong."""
-    refuse_no_table(file)
     try:
-        with file.open(encoding="utf-8-sig", newline=None) as stream:
-            for number, line in enumerate(stream, start=1):
+        with archive.stream(file) as stream:
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
+            for number, line in enumerate(text, start=1):
                 if not line.strip():
                     continue
                 found = [cell.strip() for cell in line.rstrip("\n").split("|")]
@@ -178,26 +186,30 @@ def _lines(file: Path, cells: int) -> Iterator[tuple[int, _Line | int]]:
                     continue
                 image, *kind, question, answer = found
                 yield number, (image, kind[0].lower() if kind else "", question, answer)
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} is not a readable list of questions ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{archive.described(file)} is not a list of questions in UTF-8") from None
 
 
-def _types(files: tuple[Path, ...]) -> dict[tuple[str, str, str], str]:
+def _types(archive: ArchiveFolder, files: tuple[str, ...]) -> dict[tuple[str, str, str], str]:
     """(image, question, answer) to category, `modality` from `C1_Modality_train.txt`."""
     found: dict[tuple[str, str, str], str] = {}
     for file in files:
-        category = file.stem.split("_")[1].lower()
-        for _, line in _lines(file, cells=3):
+        category = PurePosixPath(file).stem.split("_")[1].lower()
+        for _, line in _lines(archive, file, cells=3):
             if not isinstance(line, int):
                 image, _, question, answer = line
                 found[image, question, answer] = category
     return found
 
 
-def _images_below(folder: Path, root: Path) -> dict[str, str]:
-    """Image id to path relative to the root; of two files of one name the first in order counts."""
+def _images_below(archive: ArchiveFolder, folder: str) -> dict[str, str]:
+    """Image id to path in the archive; of two files of one name the first in order counts."""
     found: dict[str, str] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in _IMAGE_ENDINGS:
-            found.setdefault(file.stem, file.relative_to(root).as_posix())
+    for file in _sorted(archive.files(folder, _IMAGE_ENDINGS)):
+        found.setdefault(PurePosixPath(file).stem, file)
     return found
+
+
+def _sorted(files: Iterable[str]) -> list[str]:
+    """Paths in the order of their folders and names."""
+    return sorted(files, key=lambda file: file.split("/"))
