@@ -17,6 +17,7 @@ from mpma.data.dataset_writing import Row
 from mpma.data.images import HIGHEST_MAX_PIXELS, read_grey
 from mpma.data.joining import ROW_OF_DATASET, JoinedDatasets
 from mpma.data.pair_rows import PartMaker, make_row
+from mpma.data.reading_ahead import reading_ahead
 from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Item, Rejection, UnreadableImage
 from mpma.errors import UserError
@@ -39,11 +40,17 @@ class JoinedPartMaker(PartMaker):
         """
         schema = self.extra_schema()
         stored = _StoredRows(self.joined, shard_schema(schema).names)
-        for item in items:
-            if ROW_OF_DATASET in item.locator:
-                yield stored.row(item)
-            else:
-                yield make_row(item, self.source, self.options, schema)
+        listed = list(items)
+        with reading_ahead(self.source, [item for item in listed if not _is_stored(item)]) as source:
+            for item in listed:
+                if _is_stored(item):
+                    yield stored.row(item)
+                else:
+                    yield make_row(item, source, self.options, schema)
+
+
+def _is_stored(item: Item) -> bool:
+    return ROW_OF_DATASET in item.locator
 
 
 class _StoredRows:

@@ -27,6 +27,7 @@ from mpma.data.quality import (
     mask_problem,
     resolve_sections,
 )
+from mpma.data.reading_ahead import reading_ahead
 from mpma.data.shards import shard_schema
 from mpma.data.sources.contract import Item, Rejection, Source, UnreadableImage
 from mpma.data.storage import Storage
@@ -56,9 +57,10 @@ class PartMaker:
 
     def rows(self, items: Iterable[Item]) -> Iterator[Row | Rejection]:
         """A row or a refusal for each item, in order."""
-        extra_schema = self.extra_schema()
-        for item in items:
-            yield make_row(item, self.source, self.options, extra_schema)
+        extra_schema, listed = self.extra_schema(), list(items)
+        with reading_ahead(self.source, listed) as source:
+            for item in listed:
+                yield make_row(item, source, self.options, extra_schema)
 
 
 def make_row(

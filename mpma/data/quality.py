@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -79,6 +80,10 @@ _NOT_WORD: Final = re.compile(r"[\W_]+")
 _WORD: Final = re.compile(r"[^\W_]+")
 
 
+_parsed: Final = lru_cache(maxsize=2)(parse_sections)
+"""A row is asked for its sections up to three times in a row."""
+
+
 class QualityConfig(StrictConfig):
     """Thresholds of the checks."""
 
@@ -116,7 +121,7 @@ def resolve_sections(item: Item) -> tuple[str, str]:
     """Findings and impression of an item: as its source gives them, else parsed from the report."""
     if item.findings is not None and item.impression is not None:
         return item.findings, item.impression
-    parsed = parse_sections(item.report)
+    parsed = _parsed(item.report)
     return (
         parsed.findings if item.findings is None else item.findings,
         parsed.impression if item.impression is None else item.impression,
@@ -229,7 +234,7 @@ def _report_problem(item: Item, config: QualityConfig) -> tuple[str, str] | None
         return "too_long_report", f"{len(item.report)} characters, the most is {config.max_report_characters}"
     findings, impression = resolve_sections(item)
     described = f"{findings} {impression}"
-    if config.require_description and not _word_count(described) and parse_sections(item.report).has_headings:
+    if config.require_description and not _word_count(described) and _parsed(item.report).has_headings:
         return "nothing_described", ""
     words = _word_count(model_text(item.report, findings, impression))
     if words < config.min_report_words:
