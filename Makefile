@@ -49,6 +49,7 @@ chaos: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.ingest
 	$(BIN)/python -m benchmarks.streams
 	$(BIN)/python -m benchmarks.search_overhead
 	$(BIN)/python -m benchmarks.search_quality
