@@ -3,9 +3,9 @@
     python -m benchmarks.ingest [--rows 1024] [--repeats 5] [--out benchmarks/results/ingest.jsonl]
 
 Prints one JSON line per figure. Radiographs of 2,000 x 2,500 pixels are written as JPEG and as PNG, 4 GB in
-all. The ways are measured in turn and the turns are repeated, so that a busy machine slows all of them; figures
-are medians with the lowest and highest. Every way is measured with the files in memory (`cached`) and after the
-system was told to forget them, as they are in an archive that is larger than the memory.
+all. The ways are measured in turn and the turns are repeated, so that a busy machine slows all of them;
+figures are medians with the lowest and highest. Every way is measured with the files in memory (`cached`) and
+after the system was told to forget them, as they are in an archive that is larger than the memory.
 
 - `ingest`: the ingest program's path, a Ray Data task a shard. Measured is what is steady: from the begin of
   the first task to the end of the last, reading, checks, statistics, writing and synchronising to the disk
