@@ -13,7 +13,7 @@ help:
 	@echo "make test       the fast tests and all checks"
 	@echo "make test-slow  kills, several workers, long training"
 	@echo "make tune       search the masking ratios on synthetic pairs"
-	@echo "make chaos      a search under 100 kills, and the other tests of kills"
+	@echo "make chaos      a search under 100 kills, an ingest under 20"
 	@echo "make bench      the benchmarks, one JSON line per figure"
 	@echo "make setup      only the virtual environment"
 
@@ -45,7 +45,8 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)
 
 chaos: setup
-	MPMA_CHAOS_KILLS=100 $(BIN)/python -m pytest tests/orchestration/test_tune_kills.py $(PYTEST_ARGUMENTS)
+	MPMA_CHAOS_KILLS=100 $(BIN)/python -m pytest tests/orchestration/test_tune_kills.py \
+		tests/orchestration/test_ingest_kills.py $(PYTEST_ARGUMENTS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.step
