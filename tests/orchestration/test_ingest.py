@@ -401,8 +401,8 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("interruptible")
-def test_a_killed_ingest_goes_on_to_the_same_dataset(tmp_path):
-    """Ctrl-C, then SIGKILL of the driver, each with two more parts standing, then a run to the end."""
+def test_an_ingest_stopped_by_ctrl_c_goes_on_to_the_same_dataset(tmp_path):
+    """Ctrl-C with two parts standing, then a run to the end."""
     out = tmp_path / "made"
     pairs = [
         "--set",
@@ -415,21 +415,17 @@ def test_a_killed_ingest_goes_on_to_the_same_dataset(tmp_path):
         "size=64",
     ]
     command = [sys.executable, "-m", "orchestration.ingest", "phantom", "--out", str(out), *pairs, "--json"]
-    for stop, parts, code in ((signal.SIGINT, 2, 130), (signal.SIGKILL, 4, -9)):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        deadline = time.monotonic() + 200
-        while len(list(out.glob("train/*.json"))) < parts and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        if stop == signal.SIGINT:
-            os.killpg(process.pid, stop)
-        else:
-            process.send_signal(stop)
-        errors = process.communicate(timeout=60)[1]
-        assert process.returncode == code
-        assert "Traceback" not in errors
-        with pytest.raises(UserError, match="not a finished dataset"):
-            Dataset.open(out)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("train/*.json"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    with pytest.raises(UserError, match="not a finished dataset"):
+        Dataset.open(out)
     kept = {file: file.stat().st_mtime_ns for file in out.glob("train/*.parquet")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250)
     clean = tmp_path / "clean"
