@@ -12,7 +12,7 @@ after the system was told to forget them, as they are in an archive that is larg
   included, the start of Ray not.
 - `bare_loop`: a pool of as many processes that decode as the ingest does (a JPEG at a half), resize, encode,
   hash and write Parquet with the same libraries, and do nothing else: no checks, no statistics, no sections
-  of reports, no synchronising. Its processes are started before.
+  of reports, no synchronising. Its processes are started before, as nice as those of Ray.
 - `plain_loop`: the same pool decoding every JPEG whole, which is what comes to mind first.
 
 `memory` lines give the peak of all processes by proportional set size, of the program as it is typed.
@@ -55,6 +55,8 @@ HEIGHT, WIDTH = 2_500, 2_000
 SHORT_SIDE: Final = 512
 QUALITY: Final = 95
 ROW_GROUP: Final = 64
+RAY_NICENESS: Final = 15
+"""What Ray gives its workers; the pool gets the same, or others on the machine would slow one side alone."""
 MEMORY_HEIGHT, MEMORY_WIDTH = 1_100, 900
 _REPORT: Final = (
     "FINDINGS: The heart is normal in size. No focal consolidation, effusion or pneumothorax is seen. "
@@ -208,7 +210,10 @@ def throughput(folder: Path, rows: int, pairs_per_shard: int, repeats: int, core
 
     ingesting.PartMaker = TimedMaker  # type: ignore[misc]
     sizes: dict[str, float] = {}
-    with multiprocessing.get_context("spawn").Pool(cores) as pool, connected(None, cores, dashboard=False):
+    with (
+        multiprocessing.get_context("spawn").Pool(cores, os.nice, (RAY_NICENESS,)) as pool,
+        connected(None, cores, dashboard=False),
+    ):
         ways: list[Way] = []
         for image_format in ("jpeg", "png"):
             place = folder / image_format
@@ -324,7 +329,7 @@ def memory(folder: Path, sizes: list[int], cores: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_024, help="images of a turn; a multiple of a shard's")
-    parser.add_argument("--pairs-per-shard", type=int, default=128)
+    parser.add_argument("--pairs-per-shard", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5, help="turns of every way")
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000, 3_000, 10_000])
     parser.add_argument("--cores", type=int, default=os.cpu_count())

@@ -196,6 +196,10 @@ def _on_ray(plans: list[PartPlan], maker: PartMaker) -> Iterator[tuple[str, Part
     logger.setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    reserved = context.op_resource_reservation_enabled
+    # Ray Data would hold the second task back for a second and each later one for 0.15 s, to keep room for
+    # other stages; there is one stage here, and what it gives back is a record.
+    context.op_resource_reservation_enabled = False
     try:
         rows = [
             {"name": p.name, "split": p.split, "candidates": p.candidates, "packed": p.packed} for p in plans
@@ -214,6 +218,7 @@ def _on_ray(plans: list[PartPlan], maker: PartMaker) -> Iterator[tuple[str, Part
             "run the same command again to go on from the parts that are whole; Ray's logs say more",
         ) from None
     finally:
+        context.op_resource_reservation_enabled = reserved
         logger.setLevel(level)
 
 
