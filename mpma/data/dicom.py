@@ -66,12 +66,7 @@ def read_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     with quiet():
         # The largest picture has four bytes a pixel.
         file = walk_file(data, _WANTED, PIXEL_DATA, 4 * max_pixels + _HEADER_BYTES)
-        try:
-            dataset = file.dataset()
-        except UnreadableImage:
-            raise
-        except Exception as error:  # pydicom reports a broken header in many ways, and quotes it
-            raise UnreadableImage("unreadable_image", f"header, {type(error).__name__}") from None
+        dataset = file.dataset()
         pixels = describe_pixels(file, dataset, max_pixels)
         if not data.startswith(_BURNED_IN_WANTED) and says_burned_in(dataset):
             raise UnreadableImage("burned_in_annotation")

@@ -84,7 +84,7 @@ class DicomFile:
     def dataset(self) -> Any:
         """A pydicom dataset of the wanted elements, pixels left out.
 
-        Raises `UnreadableImage` where one of them is longer than is sensible.
+        Raises `UnreadableImage` where one of them is longer than is sensible, or pydicom cannot read it.
         """
         from pydicom.filereader import read_dataset
 
@@ -97,7 +97,10 @@ class DicomFile:
                     "unreadable_image", f"a header element of {element.end - element.start} bytes"
                 )
             parts.append(self.data[element.start : element.end])
-        return read_dataset(io.BytesIO(b"".join(parts)), self.encoding.implicit, self.encoding.little)
+        try:
+            return read_dataset(io.BytesIO(b"".join(parts)), self.encoding.implicit, self.encoding.little)
+        except Exception as error:  # pydicom reports a broken header in many ways, and quotes it
+            raise UnreadableImage("unreadable_image", f"header, {type(error).__name__}") from None
 
 
 def has_prefix(data: bytes) -> bool:

@@ -117,12 +117,7 @@ def _header(archive: ArchiveFolder, name: str) -> DicomHeader:
             data += more
             file = walk_file(data, _TAGS, _LAST, MAX_HEADER_BYTES)
     with quiet():
-        try:
-            dataset = file.dataset()
-        except UnreadableImage:
-            raise
-        except Exception as error:  # pydicom reports a broken header in many ways, and quotes it
-            raise UnreadableImage("unreadable_image", f"header, {type(error).__name__}") from None
+        dataset = file.dataset()
         view = dicom_views.view_of(dataset)
         burned_in = "YES" if says_burned_in(dataset) else _text(dataset, "BurnedInAnnotation").upper()
         return DicomHeader(
