@@ -43,6 +43,8 @@ from orchestration.assembly import Parts
 from orchestration.evaluation.store import ResultStore
 from orchestration.phantom_data import ensure_phantom
 
+FIGURES: Final = ()  # it writes a table of its own
+LONG: Final = True
 RESULT: Final = Path("benchmarks/results/ablation.json")
 PAGE: Final = Path("docs/ablation.md")
 RECIPE: Final = Path("recipes/search.yaml")

@@ -1,6 +1,6 @@
 """Images per second of an ingest beside a bare loop of processes, and its memory as the archive grows.
 
-    python -m benchmarks.ingest [--rows 1024] [--repeats 5] [--out benchmarks/results/ingest.jsonl]
+    python -m benchmarks.ingest [--quick] [--rows 1024] [--repeats 5] [--out benchmarks/results/ingest.jsonl]
 
 Prints one JSON line per figure. Radiographs of 2,000 x 2,500 pixels are written as JPEG and as PNG, 4 GB in
 all. The ways are measured in turn and the turns are repeated, so that a busy machine slows all of them;
@@ -15,12 +15,11 @@ after the system was told to forget them, as they are in an archive that is larg
   of reports, no synchronising. Its processes are started before, as nice as those of Ray.
 - `plain_loop`: the same pool decoding every JPEG whole, which is what comes to mind first.
 
-`memory` lines give the peak of all processes by proportional set size, of the program as it is typed.
+`ingest/peak_memory` is the peak of all processes by proportional set size, of the program as it is typed.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
@@ -43,6 +42,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks import figures
+from benchmarks.figures import Figure
 from benchmarks.memory import proportional_bytes
 from mpma.data.dataset_writing import Part
 from mpma.data.hashing import PUBLIC_KEY
@@ -51,6 +52,14 @@ from mpma.data.pair_rows import PartMaker
 from mpma.data.sources import build_source
 from orchestration import ingesting
 
+FIGURES: Final = (
+    "ingest/images_per_second_per_core/*",
+    "ingest/cpu_seconds_per_image/*",
+    "ingest/over_bare_loop/*",
+    "ingest/over_plain_loop/*",
+    "ingest/peak_memory/*",
+    "ingest/memory_growth",
+)
 HEIGHT, WIDTH = 2_500, 2_000
 SHORT_SIDE: Final = 512
 QUALITY: Final = 95
@@ -77,8 +86,13 @@ class Way:
     """Makes all shards once; returns the seconds, and the CPU seconds of those who made them."""
     rates: list[float] = field(default_factory=list)
     """Images per second and core, of each turn."""
-    cpu_milliseconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     """CPU time of an image, of each turn: what a busy machine changes least."""
+
+    @property
+    def variant(self) -> str:
+        """The last words of its figures' names."""
+        return f"{self.image_format}/{'cached' if self.cached else 'read'}"
 
 
 def radiographs(
@@ -204,8 +218,8 @@ def bare_seconds(pool: Any, table: Path, out: Path, pairs_per_shard: int, whole:
     return time.perf_counter() - begun, busy
 
 
-def throughput(folder: Path, rows: int, pairs_per_shard: int, repeats: int, cores: int) -> list[Any]:
-    """The lines of both formats."""
+def throughput(folder: Path, rows: int, pairs_per_shard: int, repeats: int, cores: int) -> list[Figure]:
+    """The figures of both formats."""
     from orchestration.cluster import connected
 
     ingesting.PartMaker = TimedMaker  # type: ignore[misc]
@@ -240,7 +254,6 @@ def throughput(folder: Path, rows: int, pairs_per_shard: int, repeats: int, core
                 ways.append(Way("bare_loop", image_format, cached, place, bare))
                 if image_format == "jpeg":
                     ways.append(Way("plain_loop", image_format, cached, place, plain))
-        load = os.getloadavg()[0]
         for turn in range(repeats):
             # Whoever goes first in a turn is another one each time.
             for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
@@ -251,46 +264,38 @@ def throughput(folder: Path, rows: int, pairs_per_shard: int, repeats: int, core
                     forget(way.folder)
                 seconds, busy = way.turn()
                 way.rates.append(rows / seconds / cores)
-                way.cpu_milliseconds.append(busy / rows * 1000)
-    lines: list[dict[str, Any]] = [
-        {"figure": "ingest_images_per_second_per_core", "way": way.name, "format": way.image_format}
-        | {"cached": way.cached}
-        | spread(way.rates, 2)
-        | {"cpu_milliseconds_per_image": round(statistics.median(way.cpu_milliseconds), 2)}
-        | {"image": f"{WIDTH} x {HEIGHT}", "mean_megabytes": round(sizes[way.image_format], 2)}
-        | {"rows": rows, "pairs_per_shard": pairs_per_shard, "repeats": repeats}
-        | {"cores": cores, "load_before": round(load, 2)}
-        for way in ways
-    ]
-    ours = {(way.image_format, way.cached): way for way in ways if way.name == "ingest"}
+                way.cpu_seconds.append(busy / rows)
+    told = []
+    ours = {way.variant: way for way in ways if way.name == "ingest"}
     for way in ways:
+        settings = {
+            "image": f"{WIDTH} x {HEIGHT}",
+            "mean_megabytes": round(sizes[way.image_format], 2),
+            "rows": rows,
+            "pairs_per_shard": pairs_per_shard,
+            "processes": cores,
+        }
+        name = f"{way.name}/{way.variant}"
+        told.append(
+            figures.of(f"ingest/images_per_second_per_core/{name}", way.rates, "images/s/core", settings)
+        )
+        told.append(figures.of(f"ingest/cpu_seconds_per_image/{name}", way.cpu_seconds, "s", settings))
         if way.name != "ingest":
-            mine = ours[way.image_format, way.cached]
-            ratios = [one / other for one, other in zip(mine.rates, way.rates, strict=True)]
-            work = [b / a for a, b in zip(mine.cpu_milliseconds, way.cpu_milliseconds, strict=True)]
-            lines.append(
-                {"figure": f"ingest_over_{way.name}", "format": way.image_format, "cached": way.cached}
-                | spread(ratios, 3)
-                | {"by_cpu_time": round(statistics.median(work), 3)}
-            )
-    return lines
+            mine = ours[way.variant]
+            name = f"ingest/over_{way.name}/{way.variant}"
+            told.append(figures.ratio(name, mine.rates, way.rates, settings))
+            name = f"ingest/over_{way.name}/by_cpu_time/{way.variant}"
+            told.append(figures.ratio(name, way.cpu_seconds, mine.cpu_seconds, settings))
+    return told
 
 
-def spread(values: list[float], digits: int) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {
-        "median": round(statistics.median(values), digits),
-        "lowest": round(min(values), digits),
-        "highest": round(max(values), digits),
-    }
-
-
-def memory(folder: Path, sizes: list[int], cores: int) -> list[dict[str, Any]]:
-    """Peaks of the program for archives of so many images."""
+def memory(folder: Path, sizes: list[int], cores: int) -> list[Figure]:
+    """Peaks of the program for archives of so many images, and how much the largest needs more."""
     place = folder / "memory"
     place.mkdir()
     names = radiographs(place, 200, "jpeg", MEMORY_HEIGHT, MEMORY_WIDTH)
-    lines = []
+    told: list[Figure] = []
+    peaks: list[float] = []
     for rows in sizes:
         table = write_table(place, names, rows, f"{rows}.csv", None)
         command = [sys.executable, "-m", "orchestration.ingest", "manifest", str(table)]
@@ -314,41 +319,46 @@ def memory(folder: Path, sizes: list[int], cores: int) -> list[dict[str, Any]]:
             assert process.stdout is not None
             kept = json.loads(process.stdout.read())["kept"]
         assert kept == rows
-        lines.append(
-            {"figure": "ingest_peak_memory", "unit": "GiB (proportional set size, all processes)"}
-            | {"rows": rows, "value": round(peak / 2**30, 3), "processes_at_peak": processes, "cores": cores}
-            | {"image": f"{MEMORY_WIDTH} x {MEMORY_HEIGHT}", "seconds": round(time.monotonic() - begun, 1)}
-        )
-    lines.append(
-        {"figure": "ingest_memory_growth", "from_rows": sizes[0], "to_rows": sizes[-1]}
-        | {"ratio": round(lines[-1]["value"] / lines[0]["value"], 3)}
-    )
-    return lines
+        settings = {"rows": rows, "image": f"{MEMORY_WIDTH} x {MEMORY_HEIGHT}", "cores": cores}
+        settings |= {"processes_at_peak": processes, "seconds": round(time.monotonic() - begun, 1)}
+        peaks.append(peak / 2**30)
+        told.append(figures.of(f"ingest/peak_memory/{rows}_images", peaks[-1:], "GiB", settings))
+    if len(sizes) > 1:
+        ends = {"from_rows": sizes[0], "to_rows": sizes[-1]}
+        told.append(figures.ratio("ingest/memory_growth", peaks[-1:], peaks[:1], ends))
+    return told
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_024, help="images of a turn; a multiple of a shard's")
-    parser.add_argument("--pairs-per-shard", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every way")
-    parser.add_argument("--memory-rows", type=int, nargs="*", default=[1_000, 3_000, 10_000])
+    parser = figures.options(__doc__)
+    parser.add_argument("--rows", type=int, default=None, help="images of a turn; a multiple of a shard's")
+    parser.add_argument("--pairs-per-shard", type=int, default=None)
+    parser.add_argument("--repeats", type=int, default=None, help="turns of every way")
+    parser.add_argument("--memory-rows", type=int, nargs="*", default=None)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--folder", default=None, help="where the archives are made for a while")
-    parser.add_argument("--out", type=Path, default=None, help="also write the lines to this file")
     options = parser.parse_args()
-    lines = []
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    # Of each pair, what a quick run takes and what counts.
+    for name, values in {
+        "rows": (128, 1_024),
+        "pairs_per_shard": (64, 256),
+        "repeats": (1, 5),
+        "memory_rows": ([100, 200], [1_000, 3_000, 10_000]),
+    }.items():
+        if getattr(options, name) is None:
+            setattr(options, name, values[0 if options.quick else 1])
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as folder,
+        figures.report("ingest", options) as tell,
+    ):
         if options.repeats:
-            lines += throughput(
+            for figure in throughput(
                 Path(folder), options.rows, options.pairs_per_shard, options.repeats, options.cores
-            )
+            ):
+                tell(figure)
         if options.memory_rows:
-            lines += memory(Path(folder), options.memory_rows, options.cores)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    print(text, end="")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+            for figure in memory(Path(folder), options.memory_rows, options.cores):
+                tell(figure)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.labeller [--data-root ../shared/data] [--out benchmarks/results/labeller.jsonl]
 
-Prints one JSON line per finding and set, writes them to `--out`, and prints the table of docs/labeller.md.
+Prints one JSON line per finding and set, and the table of docs/labeller.md; with `--out` it writes the lines.
 Sets: `phantom` (3,000 reports, as written), `phantom_decoded` (the same as a decoder of lower-case word
 pieces writes them), `open_i_rest` (patients of the val and test splits, whose reports were not looked at
 while the rules were written) and `open_i_train` (those that were). Open-I's truth are the MeSH terms its
@@ -27,7 +27,7 @@ from mpma.data.phantom.generate import generate_text
 from mpma.downstream.finding_rules import CHEST_NAMES, NO_FINDING, SUPPORT_DEVICES
 from mpma.downstream.labeller import Labeller, labeller
 
-RESULTS: Final = Path("benchmarks/results/labeller.jsonl")
+FIGURES: Final = ()  # its lines are scores by finding, of a shape of their own
 PHANTOM_REPORTS: Final = 3000
 PHANTOM_SEED: Final = 11
 DIGITS: Final = 4
@@ -168,7 +168,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=None, help="also write the lines to this file")
     given = parser.parse_args()
     lines = list(measure_phantom())
     if (given.data_root / "text_only").is_dir():
@@ -177,7 +177,8 @@ def main() -> None:
         print(f"no Open-I reports under {given.data_root}: only the phantom's are measured")
     written = "".join(json.dumps(line) + "\n" for line in lines)
     print(written, end="")
-    given.out.write_text(written)
+    if given.out is not None:
+        given.out.write_text(written)
     print(table(lines))
 
 

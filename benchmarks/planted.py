@@ -39,6 +39,8 @@ from orchestration.search.records import SearchState
 from orchestration.search.space import SearchSpace, load_space
 from orchestration.search.suggest import Exhausted, suggest
 
+FIGURES: Final = ()  # its lines are searches, of a shape of their own
+LONG: Final = True
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results"
 

@@ -76,6 +76,11 @@ RECORDINGS: Final = {
 }
 
 
+FIGURES: Final = ()  # it records runs for other benchmarks
+LONG: Final = True
+ARGUMENTS: Final = ("masking",)  # which of RECORDINGS
+
+
 def main() -> None:
     """Record what is not there yet, as long as there is time."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])

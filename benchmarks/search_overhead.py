@@ -1,27 +1,33 @@
 """What a search costs beside its training: ours against nested trainers with Ray Tune's stock parts.
 
-    python -m benchmarks.search_overhead [--trials 24] [--repeats 1]
+    python -m benchmarks.search_overhead [--quick] [--trials 24] [--repeats 1] [--out FILE]
 
 The same short trials (a tiny model, 12 steps, rungs at 4 and 12, validation at each) are run twice in one
 session of Ray: as this project runs them, and as Ray's documentation nests them, a function trainable that
 builds a TorchTrainer with one worker, suggested by OptunaSearch and stopped by ASHAScheduler. Both get the
-same concurrency and train with the same code (orchestration.worker.run_worker). One JSON line a figure:
+same concurrency and train with the same code (orchestration.worker.run_worker). Figures:
 seconds of each search and their ratio, and from a trial's suggestion to the end of its first training step
 after each actor's first trial.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from benchmarks import figures
+
+DURATION: Final = "5 min on two cores"
+FIGURES: Final = (
+    "search_overhead/seconds/*",
+    "search_overhead/first_step_seconds",
+    "search_overhead/times_shorter",
+)
 
 SPACE = """
 recipe: recipe.yaml
@@ -171,46 +177,34 @@ def stock(folder: Path, trials: int) -> float:
 
 
 def main() -> None:
-    """Run both and print one JSON line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--trials", type=int, default=24)
+    """Run both in turn and tell each figure."""
+    parser = figures.options(__doc__)
+    parser.add_argument("--trials", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     from orchestration.search.engine import prepare_environment
 
     prepare_environment()
-    print_line = lambda **values: print(json.dumps(values), flush=True)  # noqa: E731
-    for repeat in range(arguments.repeats):
-        folder = Path(tempfile.mkdtemp(prefix="search-overhead-"))
-        try:
-            with _ToStandardError():
-                own = ours(folder, arguments.trials, f"ours-{repeat}")
-            print_line(
-                figure="search_seconds",
-                search="ours",
-                trials=arguments.trials,
-                value=round(own["seconds"], 1),
-                steps=own["steps"],
-            )
-            print_line(
-                figure="seconds_to_first_step",
-                search="ours",
-                median=round(statistics.median(own["delays"]), 3),
-                largest=round(max(own["delays"]), 3),
-                segments=len(own["delays"]),
-                target="at most 1.0",
-            )
-            with _ToStandardError():
-                seconds = stock(folder, arguments.trials)
-            print_line(
-                figure="search_seconds",
-                search="nested stock",
-                trials=arguments.trials,
-                value=round(seconds, 1),
-            )
-            print_line(figure="times_shorter", value=round(seconds / own["seconds"], 2), target="at least 3")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    trials = arguments.trials or (8 if arguments.quick else 24)
+    settings = {"trials": trials}
+    own: list[dict[str, Any]] = []
+    others: list[float] = []
+    with figures.report("search_overhead", arguments) as tell:
+        for repeat in range(arguments.repeats):
+            folder = Path(tempfile.mkdtemp(prefix="search-overhead-"))
+            try:
+                with _ToStandardError():
+                    own.append(ours(folder, trials, f"ours-{repeat}"))
+                    others.append(stock(folder, trials))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        seconds = [one["seconds"] for one in own]
+        delays = [delay for one in own for delay in one["delays"]]
+        stepped = settings | {"steps": own[0]["steps"]}
+        tell(figures.of("search_overhead/seconds/ours", seconds, "s", stepped))
+        tell(figures.of("search_overhead/seconds/nested_stock", others, "s", settings))
+        tell(figures.of("search_overhead/first_step_seconds", delays, "s", settings))
+        tell(figures.ratio("search_overhead/times_shorter", others, seconds, settings))
 
 
 class _ToStandardError:

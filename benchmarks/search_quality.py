@@ -36,6 +36,8 @@ from benchmarks.search_simulation import (
     recorded_curves,
 )
 
+FIGURES: Final = ()  # its lines are regrets by problem and method, of a shape of their own
+LONG: Final = True
 RUNGS: Final = (10, 30, 90)
 POINTS: Final = 48
 """Budgets at which the curves of the picture are drawn."""

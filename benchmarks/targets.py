@@ -59,6 +59,12 @@ TARGETS: Final[dict[str, Target]] = {
     "start/first_step/one_worker": _at_most(12.0, "seconds from the command to the first step"),
     "start/first_step/two_workers": _at_most(30.0, "seconds, the same with two workers"),
     "start/help/*": _at_most(0.5, "seconds for a program's --help"),
+    "ingest/over_bare_loop/jpeg/*": _at_least(0.9, "times a bare loop with the same libraries and no checks"),
+    "ingest/over_bare_loop/png/*": _at_least(0.9, "times the same loop, PNG"),
+    "ingest/over_plain_loop/jpeg/*": _at_least(1.5, "times a loop that decodes every JPEG whole"),
+    "ingest/memory_growth": _at_most(1.1, "times the memory of the smallest archive, of the largest"),
+    "search_overhead/first_step_seconds": _at_most(1.0, "seconds from a suggestion to its first step"),
+    "search_overhead/times_shorter": _at_least(3.0, "times shorter than nested trainers, stock parts"),
 }
 
 
