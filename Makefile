@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK ?= requirements.lock
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo tune test test-slow chaos lint bench clean
+.PHONY: help setup demo tune test test-slow chaos lint peers bench clean
 
 help:
 	@echo "make demo       train a demo model on synthetic pairs (installs what it needs first)"
@@ -14,7 +14,8 @@ help:
 	@echo "make test-slow  kills, several workers, long training"
 	@echo "make tune       search the masking ratios on synthetic pairs"
 	@echo "make chaos      a search under 100 kills, an ingest under 20"
-	@echo "make bench      the benchmarks, one JSON line per figure"
+	@echo "make bench      the benchmarks and a table of their figures beside the targets"
+	@echo "make peers      what the stream is compared with, for make bench"
 	@echo "make setup      only the virtual environment"
 
 setup: $(STAMP)
@@ -48,15 +49,14 @@ chaos: setup
 	MPMA_CHAOS_KILLS=100 $(BIN)/python -m pytest tests/orchestration/test_tune_kills.py \
 		tests/orchestration/test_ingest_kills.py $(PYTEST_ARGUMENTS)
 
+# MosaicML Streaming asks for older transformers and numpy than it needs: it comes without its dependencies.
+peers: setup
+	$(BIN)/python -m pip install --quiet --progress-bar off $(if $(LOCK),--constraint $(LOCK)) --editable '.[peers]'
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps 'mosaicml-streaming>=0.13,<0.14' \
+		$(if $(LOCK),--constraint $(LOCK))
+
 bench: setup
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.ingest
-	$(BIN)/python -m benchmarks.streams
-	$(BIN)/python -m benchmarks.search_overhead
-	$(BIN)/python -m benchmarks.search_quality
-	$(BIN)/python -m benchmarks.planted
-	$(BIN)/python -m benchmarks.labeller
-	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks $(BENCH_ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
