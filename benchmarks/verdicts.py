@@ -34,7 +34,7 @@ class Row:
     unit: str
     target: str
     verdict: Verdict
-    """Empty where there is a value and no target."""
+    """Empty where there is a value and no target, or the run was a quick one."""
     reason: str = ""
 
 
@@ -53,9 +53,10 @@ def _row(figure: Figure) -> Row:
     wanted = str(target or "")
     if figure.value is None:
         return Row(figure.figure, "", figure.unit, wanted, "blank", figure.reason)
+    if figure.settings.get("quick"):
+        return Row(figure.figure, _value(figure), figure.unit, wanted, "", "quick run, not judged")
     verdict: Verdict = "" if target is None else "met" if target.met_by(figure.value) else "missed"
-    note = "quick run" if figure.settings.get("quick") else ""
-    return Row(figure.figure, _value(figure), figure.unit, wanted, verdict, note)
+    return Row(figure.figure, _value(figure), figure.unit, wanted, verdict)
 
 
 def _value(figure: Figure) -> str:

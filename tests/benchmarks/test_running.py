@@ -82,6 +82,11 @@ def test_the_table_says_met_missed_and_blank_with_the_reason() -> None:
     assert verdicts.summary(list(rows.values())) == "1 met, 1 missed, 3 blank"
 
 
+def test_a_quick_run_is_shown_and_not_judged() -> None:
+    (row,) = verdicts.rows([figures.of("ray_loop/over_plain", [0.5], "ratio", {"quick": True})], {})
+    assert (row.value, row.verdict, row.reason) == ("0.5", "", "quick run, not judged")
+
+
 def test_the_interval_of_a_ratio_is_shown_and_not_read_as_a_style() -> None:
     row = verdicts.rows([figures.ratio("ray_loop/over_plain", [1.0, 1.0, 1.1], [1.0] * 3)], {})[0]
     assert "1 [1, 1.1]" in _shown([row])
