@@ -24,6 +24,7 @@ from torch.nn import functional
 from mpma.errors import UserError
 from mpma.model.config import FusionConfig, MemoryConfig, ReportConfig
 from mpma.model.memory import KeyValueSlots, ProjectedMemory, SharedMemory, usage_diagnostics
+from mpma.model.recompute import in_autocast_dtype
 
 
 @dataclass
@@ -92,7 +93,7 @@ class CrossModalFusion(nn.Module):
             if self.memory is not None and image.memory is not None:
                 return self.memory(report_BTE, image.memory)
             return report_BTE
-        patches, tokens = image.patches, report_BTE
+        patches, tokens = image.patches, in_autocast_dtype(report_BTE)
         if self.memory is not None and image.memory is not None:
             count = patches.shape[1]
             both = self.memory(torch.cat([patches, tokens.to(patches.dtype)], dim=1), image.memory)

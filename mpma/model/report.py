@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertModel, BertPredictionHeadTransform
 
 from mpma.data.batches import IGNORED_TARGET
+from mpma.model.bert_layer import bert_layer
 from mpma.model.config import ReportConfig
 from mpma.model.pretrained import load_bert
 from mpma.model.recompute import run_blocks
@@ -50,7 +51,8 @@ class ReportEncoder(nn.Module):
     def encode(self, embedded: Tensor, attention: Tensor) -> Tensor:
         """[B,T,E] and bool [B,T] (True on tokens) -> contextual tokens [B,T,E]."""
         mask = attention[:, None, None, :]
-        return run_blocks(self.bert.encoder.layer, embedded, mask, recompute=self.gradient_checkpointing)
+        layers = self.bert.encoder.layer
+        return run_blocks(layers, embedded, mask, recompute=self.gradient_checkpointing, how=bert_layer)
 
     def negative_log_likelihood(
         self, states_BTE: Tensor, rows_C: Tensor, targets_C: Tensor, *, reduction: str = "sum"

@@ -84,7 +84,7 @@ def _calls(model: PretrainingModel, *names: str) -> dict[str, list[int]]:
 PARTS = (
     "image_encoder",
     "image_decoder",
-    "report_encoder.bert.encoder.layer.0",
+    "report_encoder.bert.encoder.layer.0.output.dense",
     "report_encoder.head.transform",
     "fusion",
     "global_image",
@@ -104,18 +104,18 @@ def _weights(**weights: float) -> dict[str, dict[str, float]]:
             {"report_reconstruction": 1.0},
             {
                 "image_encoder": 1,
-                "report_encoder.bert.encoder.layer.0": 1,
+                "report_encoder.bert.encoder.layer.0.output.dense": 1,
                 "report_encoder.head.transform": 1,
                 "fusion": 1,
             },
         ),
         (
             {"global_alignment": 1.0},
-            {"image_encoder": 1, "report_encoder.bert.encoder.layer.0": 1, "global_image": 1},
+            {"image_encoder": 1, "report_encoder.bert.encoder.layer.0.output.dense": 1, "global_image": 1},
         ),
         (
             {"local_alignment": 1.0},
-            {"image_encoder": 1, "report_encoder.bert.encoder.layer.0": 1, "local_report": 1},
+            {"image_encoder": 1, "report_encoder.bert.encoder.layer.0.output.dense": 1, "local_report": 1},
         ),
     ],
     ids=TERMS,
@@ -129,7 +129,7 @@ def test_a_weight_of_zero_skips_that_branch_and_freezes_what_only_it_reaches(
     losses = model(batch)
     losses.total.backward()
     assert {name: len(sizes) for name, sizes in calls.items() if sizes} == called
-    assert calls["report_encoder.bert.encoder.layer.0"] in ([], [8])
+    assert calls["report_encoder.bert.encoder.layer.0.output.dense"] in ([], [8])
     assert losses.terms().keys() == weights.keys()
     gradients(model)
 
@@ -139,7 +139,7 @@ def test_one_bert_call_serves_both_halves() -> None:
     calls = _calls(model, *PARTS)
     model(small_batch())
     assert {name: len(sizes) for name, sizes in calls.items()} == dict.fromkeys(PARTS, 1)
-    assert calls["report_encoder.bert.encoder.layer.0"] == [16]
+    assert calls["report_encoder.bert.encoder.layer.0.output.dense"] == [16]
 
 
 def test_the_full_image_has_nothing_to_reconstruct_and_its_decoder_a_zero_gradient() -> None:
@@ -280,7 +280,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     expected = gradients(model)
     model.zero_grad()
     model.set_gradient_checkpointing(True)
-    calls = _calls(model, "image_encoder.vit.blocks.0", "report_encoder.bert.encoder.layer.0")
+    calls = _calls(model, "image_encoder.vit.blocks.0", "report_encoder.bert.encoder.layer.0.output.dense")
     model(batch).total.backward()
     assert all(len(sizes) == 2 for sizes in calls.values()), "each block runs again in backward"
     assert_same_gradients(gradients(model), expected, tolerance=1e-6)

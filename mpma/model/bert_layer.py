@@ -1,0 +1,47 @@
+"""One layer of BERT with the weights of the library's module and fewer, larger operations.
+
+Decisions: query, key and value come from one matrix product instead of three, each too narrow to fill a
+GPU; what a layer hands on is in autocast's dtype (see recompute.py). The weights stay where transformers
+puts them, so checkpoints and exports know nothing of it. A layer whose class was changed (FSDP2 does that,
+to gather weights when the module is called) is called as it is.
+
+Shape letters: B reports, T tokens, E width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.bert.modeling_bert import BertLayer
+
+from mpma.model.recompute import in_autocast_dtype
+
+
+def bert_layer(layer: nn.Module, states_BTE: Tensor, mask_B11T: Tensor) -> Tensor:
+    """Post-norm self-attention and feed-forward (Devlin et al. 2019), without dropout: [B,T,E] -> [B,T,E].
+
+    `mask_B11T`: bool, True where tokens are real.
+    """
+    if type(layer) is not BertLayer:
+        return cast(Tensor, layer(states_BTE, mask_B11T))
+    attention: Any = layer.attention
+    read = _self_attention(attention.self, states_BTE, mask_B11T)
+    states = attention.output.dense(read) + states_BTE
+    states = in_autocast_dtype(attention.output.LayerNorm(states))
+    wide = layer.intermediate(states)
+    return in_autocast_dtype(layer.output.LayerNorm(layer.output.dense(wide) + states))
+
+
+def _self_attention(attention: Any, states_BTE: Tensor, mask_B11T: Tensor) -> Tensor:
+    batch, length, width = states_BTE.shape
+    parts: tuple[nn.Linear, ...] = (attention.query, attention.key, attention.value)
+    weight = torch.cat([part.weight for part in parts])
+    bias = torch.cat([part.bias for part in parts])
+    projected = functional.linear(states_BTE, weight, bias)
+    split = projected.view(batch, length, 3, attention.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = split.unbind(0)
+    read = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T)
+    return read.transpose(1, 2).reshape(batch, length, width)
