@@ -1,9 +1,9 @@
 """The memory's attention to its k best slots on a GPU: two small Triton kernels between matrix products.
 
 Decisions:
-- the k-th best score of a row is found by bisection of its bits in registers: 32 counts of one row, where
-  `torch.topk` passes over all scores many times in device memory (19 of 94 ms of a step of 256 pairs on an
-  H100, more than any other operation);
+- the k-th best score of a row is found by bisection in registers, where `torch.topk` passes over all
+  scores many times in device memory (19 of 94 ms of a step of 256 pairs on an H100, more than any other
+  operation);
 - slots that tie with the k-th take part too. Elsewhere exactly k do; scores of different slots are equal
   to the last bit about once in ten thousand rows, and then both choices are right;
 - queries, keys and weights keep their dtype in the products, which add up in fp32; scores, selection and
@@ -26,12 +26,19 @@ from torch import Tensor
 _CHUNK_ELEMENTS = 2**29
 """Scores that are held at a time: 2 GB."""
 _SIGN = tl.constexpr(0x7FFFFFFF)
-_LOWEST = tl.constexpr(-(2**31))
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _weights_kernel(  # type: ignore[no-untyped-def]
-    scores, weights, weights_head_stride, rows, scale, slots, top_k, BLOCK: tl.constexpr
+    scores,
+    weights,
+    weights_head_stride,
+    rows,
+    scale,
+    slots,
+    TOP_K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -42,13 +49,21 @@ def _weights_kernel(  # type: ignore[no-untyped-def]
     bits = values.to(tl.int32, bitcast=True)
     # Integers in the order of the floats: negative floats have their bits turned over.
     keys = tl.where(bits < 0, bits ^ _SIGN, bits)
-    threshold = tl.where(tl.sum((keys >= 0).to(tl.int32), axis=0) >= top_k, 0, _LOWEST)
-    for bit in tl.static_range(31):
-        candidate = threshold + (1 << (30 - bit))
-        count = tl.sum((keys >= candidate).to(tl.int32), axis=0)
-        threshold = tl.where(count >= top_k, candidate, threshold)
+    # At least `low` are as many as GROUPS >= TOP_K slots, at least `high` none.
+    low = tl.min(tl.max(tl.reshape(keys, (GROUPS, BLOCK // GROUPS)), axis=1), axis=0)
+    high = tl.max(keys, axis=0) + 1
+    count = tl.sum((keys >= low).to(tl.int32), axis=0)
+    # The middle without overflow; the bracket halves, so at most 32 rounds, about ten on real scores.
+    middle = (low >> 1) + (high >> 1) + (low & high & 1)
+    while (count > TOP_K) & (middle > low):
+        found = tl.sum((keys >= middle).to(tl.int32), axis=0)
+        enough = found >= TOP_K
+        low = tl.where(enough, middle, low)
+        count = tl.where(enough, found, count)
+        high = tl.where(enough, high, middle)
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
     exponents = tl.exp(values - tl.max(values, axis=0))
-    chosen = tl.where((keys >= threshold) & real, exponents, 0.0)
+    chosen = tl.where((keys >= low) & real, exponents, 0.0)
     shares = chosen / tl.sum(chosen, axis=0)
     target = weights + head * weights_head_stride + row * slots + columns
     tl.store(target, shares.to(weights.dtype.element_ty), mask=real)
@@ -80,7 +95,8 @@ def top_k_weights(scores_HRM: Tensor, weights_HRM: Tensor, scale: float, top_k: 
         rows,
         scale,
         slots,
-        top_k,
+        TOP_K=top_k,
+        GROUPS=triton.next_power_of_2(top_k),
         BLOCK=block,
         num_warps=_warps(block),
     )
