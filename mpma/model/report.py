@@ -4,8 +4,8 @@ Decisions:
 - transformers' BERT with sdpa attention, dropout 0; its embeddings and layers are called directly with
   a ready mask, because the model's own mask building looks at the mask's values and would wait for
   the device;
-- the vocabulary head is BERT's own (dense, GELU, norm, tied embeddings, bias) on masked rows only;
-  its cross-entropy is cut into row chunks, recomputed in backward, where the logits would be large;
+- the vocabulary head is BERT's own (dense, GELU, norm, tied embeddings, bias) on masked rows only
+  (see vocabulary_loss.py);
 - word pieces are averaged to words by a product with a 0/1 matrix of static shape: slot w of a report
   is its word w, and T slots always suffice.
 
@@ -18,8 +18,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertModel, BertPredictionHeadTransform
 
@@ -28,9 +26,7 @@ from mpma.model.bert_layer import bert_layer
 from mpma.model.config import ReportConfig
 from mpma.model.pretrained import load_bert
 from mpma.model.recompute import run_blocks
-
-_LARGEST_LOGITS = 2**26
-"""Elements of one block of logits (256 MB in fp32)."""
+from mpma.model.vocabulary_loss import vocabulary_loss
 
 
 class ReportEncoder(nn.Module):
@@ -80,17 +76,7 @@ class VocabularyHead(nn.Module):
     ) -> Tensor:
         """[C,E] -> fp32 scalar ("sum") or [C] ("none")."""
         states_CE = self.transform(states_CE)
-        rows = states_CE.shape[0]
-        chunk = max(1, _LARGEST_LOGITS // embedding_KE.shape[0])
-        if rows <= chunk:
-            return _cross_entropy(states_CE, targets_C, embedding_KE, self.bias, reduction)
-        parts: list[Tensor] = [
-            checkpoint(
-                _cross_entropy, states, targets, embedding_KE, self.bias, reduction, use_reentrant=False
-            )
-            for states, targets in zip(states_CE.split(chunk), targets_C.split(chunk), strict=True)
-        ]
-        return torch.stack(parts).sum() if reduction == "sum" else torch.cat(parts)
+        return vocabulary_loss(states_CE, targets_C, embedding_KE, self.bias, reduction)
 
 
 def averaged_words(states_BTE: Tensor, word_index_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +100,6 @@ def masked_words_per_report(word_index_BT: Tensor, rows_C: Tensor, targets_C: Te
     hits = torch.zeros(reports * length, dtype=torch.int64, device=rows_C.device)
     hits.scatter_add_(0, slot_C, real_C.long())
     return (hits.view(reports, length) > 0).sum(dim=1)
-
-
-def _cross_entropy(
-    states: Tensor, targets: Tensor, embedding: Tensor, bias: Tensor, reduction: str
-) -> Tensor:
-    logits = functional.linear(states, embedding, bias)
-    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED_TARGET, reduction=reduction)
 
 
 def _bert(report: ReportConfig, vocabulary_size: int, pad_id: int) -> BertForMaskedLM:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertForMaskedLM
 
 from mpma.data.batches import padded_rows
-from mpma.model import report
+from mpma.model import report, vocabulary_loss
 from mpma.model.report import averaged_words, masked_words_per_report
 
 
@@ -52,7 +52,7 @@ def test_the_loss_on_masked_rows_equals_cross_entropy_over_the_whole_table(
     chunks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if chunks:
-        monkeypatch.setattr(report, "_LARGEST_LOGITS", 7 * 60)
+        monkeypatch.setattr(vocabulary_loss, "_LARGEST_LOGITS", 7 * 60)
     model, batch = small_model(), small_batch(4)
     encoder = model.report_encoder
     reference = BertForMaskedLM(encoder.bert.config)
