@@ -19,6 +19,7 @@ from rich.table import Table
 from mpma.config import ExperimentConfig
 from mpma.data.stand_in import stand_in_batch
 from mpma.model.pretraining import PretrainingModel, build_model
+from mpma.training.allocator import keep_freed_memory
 from mpma.training.optimizer import build_optimizer, optimizer_tensors
 from mpma.training.parallel import model_tensors
 from mpma.training.schedule import tail_start
@@ -55,6 +56,9 @@ def measure(config: ExperimentConfig, device_name: str, threads: int) -> Measure
     """Take a few steps of one worker's share and look at the clock; leaves nothing behind."""
     torch.set_num_threads(threads)
     device = torch.device(device_name)
+    if device.type == "cpu":
+        # As the run will.
+        keep_freed_memory()
     precision, _ = choose_precision(config.training, device_name)
     model, scale, vocabulary, where = _model(config)
     model.to(device)

@@ -85,11 +85,14 @@ def run_worker(
 
     from mpma.config import validate_tree
     from mpma.data.dataset import Dataset
+    from mpma.training.allocator import keep_freed_memory
     from mpma.training.loop import Task, TrainingLoop
     from mpma.training.run_directory import RunDirectory
     from orchestration import assembly
 
     torch.set_num_threads(plan.threads)
+    if plan.device == "cpu":
+        keep_freed_memory()
     config = validate_tree(plan.config)
     dataset = _open_kept(plan.data) if plan.keep_parts else Dataset.open(plan.data)
     run = RunDirectory.at(plan.runs, plan.name)

@@ -22,6 +22,7 @@ from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch
 from mpma.errors import JobError
 from mpma.training import checkpoint as checkpoints
+from mpma.training.allocator import give_back_freed_memory
 from mpma.training.metrics_log import MetricsLog
 from mpma.training.optimizer import (
     build_optimizer,
@@ -207,6 +208,10 @@ class TrainingLoop:
             if checkpoint_due or stop:
                 with interval.paused():
                     self._save()
+            if validation_due or checkpoint_due:
+                # Both take for a moment what no step needs, and a step's memory is kept (allocator.py).
+                with interval.paused():
+                    give_back_freed_memory()
             if stop and not last:
                 return Outcome(self.step, finished=False)
         return Outcome(self.step, finished=self.step >= training.steps)
