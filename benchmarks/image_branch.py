@@ -2,13 +2,13 @@
 
     python -m benchmarks.image_branch [--batch 8] [--threads 2] [--steps 9]
 
-Both train a ViT-B/16 at 224 pixels with three quarters of the patches hidden and a decoder of 8 blocks of 512
-with 16 heads, from one batch of normalised fp32 pixels: draw which patches are hidden, encode the visible ones,
-decode all, mean squared error over the hidden ones, backward pass, fused AdamW. Sizes, masking, optimiser, dtype
-and the process with its kept memory are the same.
+Both train a ViT-B/16 at 224 pixels with three quarters of the patches hidden and a decoder of 8 blocks of
+512 with 16 heads, from one batch of normalised fp32 pixels: draw which patches are hidden, encode the visible
+ones, decode all, mean squared error over the hidden ones, backward pass, fused AdamW. Sizes, masking,
+optimiser, dtype and the process with its kept memory are the same.
 
-- `equal_maths`: ViTMAEForPreTraining with one channel and standardised target patches. Parameters are equal one
-  for one; the operations differ by what it computes and throws away (patch embedding of hidden patches,
+- `equal_maths`: ViTMAEForPreTraining with one channel and standardised target patches. Parameters are equal
+  one for one; the operations differ by what it computes and throws away (patch embedding of hidden patches,
   predictions for visible ones), which its settings show as GFLOP per pair.
 - `grey`: ViTMAEForPreTraining as its configuration comes, for RGB: three times the pixels in and out, targets
   not standardised. Ours is the same as above, one channel with standardised targets.
@@ -57,11 +57,11 @@ class OurBranch(nn.Module):
         self.image = image
         self.visible = round(image.patches * (1 - image.mask_ratio))
 
-    def forward(self, pixels_B1SS: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         """Normalised fp32 [B,1,S,S] -> the reconstruction loss."""
-        order = torch.rand(pixels_B1SS.shape[0], self.image.patches, device=pixels_B1SS.device).argsort(1)
-        tokens = self.encoder(pixels_B1SS, order[:, : self.visible])
-        target = take_patches(patchify(pixels_B1SS, self.image.patch_size), order[:, self.visible :])
+        order = torch.rand(pixels.shape[0], self.image.patches, device=pixels.device).argsort(1)
+        tokens = self.encoder(pixels, order[:, : self.visible])
+        target = take_patches(patchify(pixels, self.image.patch_size), order[:, self.visible :])
         return reconstruction_loss(self.decoder(tokens, order), standardised_patches(target, _EPS))
 
 
@@ -72,9 +72,9 @@ class TheirBranch(nn.Module):
         super().__init__()
         self.model = ViTMAEForPreTraining(config)
 
-    def forward(self, pixels_BCSS: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         """Normalised fp32 [B,C,S,S] -> the reconstruction loss."""
-        loss: Tensor = self.model(pixels_BCSS).loss
+        loss: Tensor = self.model(pixels).loss
         return loss
 
 
