@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
+from mpma.model.attention import attention as attend
 from mpma.model.recompute import in_autocast_dtype
 
 
@@ -43,5 +44,5 @@ def _self_attention(attention: Any, states_BTE: Tensor, mask_B11T: Tensor) -> Te
     projected = functional.linear(states_BTE, weight, bias)
     split = projected.view(batch, length, 3, attention.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
     query, key, value = split.unbind(0)
-    read = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T)
+    read = attend(query, key, value, mask_B11T)
     return read.transpose(1, 2).reshape(batch, length, width)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpma.errors import UserError
+from mpma.model.attention import SelfAttention, attention
 from mpma.model.config import FusionConfig, MemoryConfig, ReportConfig
 from mpma.model.memory import KeyValueSlots, ProjectedMemory, SharedMemory, usage_diagnostics
 from mpma.model.recompute import in_autocast_dtype
@@ -123,7 +124,7 @@ class FusionBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.self_norm = LayerNorm(width)
-        self.self_attention = Attention(width, num_heads=heads, qkv_bias=True)
+        self.self_attention = SelfAttention(Attention(width, num_heads=heads, qkv_bias=True))
         self.cross_norm = LayerNorm(width)
         self.context_norm = LayerNorm(width)
         self.cross_attention = CrossAttention(
@@ -175,7 +176,10 @@ class CrossAttention(nn.Module):
         batch, length, width = tokens_BTE.shape
         queries = self.query(tokens_BTE).view(batch, length, self.heads, -1).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        read = functional.scaled_dot_product_attention(queries, keys_BHCF, values_BHCF, dropout_p=dropout)
+        if dropout:
+            read = functional.scaled_dot_product_attention(queries, keys_BHCF, values_BHCF, dropout_p=dropout)
+        else:
+            read = attention(queries, keys_BHCF, values_BHCF)
         projected: Tensor = self.output(read.transpose(1, 2).reshape(batch, length, width))
         return projected
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpma.errors import UserError
+from mpma.model.attention import with_short_attention
 from mpma.model.config import ImageConfig
 from mpma.model.masking import take_patches
 from mpma.model.positions import sine_cosine_positions, with_class_position
@@ -108,6 +109,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, image: ImageConfig) -> None:
         super().__init__()
         self.vit = _timm_vit(image)
+        with_short_attention(self.vit)
         self.patch_size = image.patch_size
         self.width: int = self.vit.embed_dim
         if self.width % 4:
@@ -149,6 +151,7 @@ class ImageDecoder(nn.Module):
                 for _ in range(image.decoder_layers)
             ]
         )
+        with_short_attention(self.blocks)
         self.norm = norm(width)
         self.head = nn.Linear(width, target_side**2)
         grid = image.size // image.patch_size
