@@ -14,7 +14,8 @@ Decisions:
   batch, so the result does not depend on the number of workers;
 - the context vector is never built: with s the word's cosines and G the patches' Gram matrix,
   word.context = a.s and |context|^2 = a'Ga. Reports go through in chunks, which backward computes again
-  where keeping them would be large;
+  where keeping them would be large. On a GPU the word-patch matrices are never in memory, and all whole
+  groups go through at once (`mpma.model.alignment_kernels`);
 - local `within_pair` [after MGCA]: tokens against their own attended patches and patches against their
   own attended tokens, inside one pair, uniform weights; equal token ids are not negatives.
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,6 +48,10 @@ _CHUNK_ELEMENTS = {"cpu": 2**21}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**26
 _RECOMPUTED_FROM = 2**26
 _SMALLEST_NORM_SQUARED = 1e-8
+_TRITON = find_spec("triton") is not None
+_LARGEST_WIDTH_OF_KERNELS = 256
+_LARGEST_PATCHES_OF_KERNELS = 2**14
+"""Elements P*A of an image's patches that a multiprocessor's memory holds beside words."""
 
 
 class Projection(nn.Module):
@@ -137,9 +143,13 @@ def contrast(logits_RN: Tensor, target_R: Tensor, excluded_RN: Tensor) -> Tensor
 def false_negatives(
     own_report_R: Tensor, own_study_R: Tensor, report_N: Tensor, study_N: Tensor, own_column_R: Tensor
 ) -> Tensor:
-    """bool [R,N]: True where row and column share report or study and are not the same pair."""
-    same = (own_report_R[:, None] == report_N) | (own_study_R[:, None] == study_N)
-    columns = torch.arange(report_N.shape[0], device=report_N.device)
+    """bool [R,N]: True where row and column share report or study and are not the same pair.
+
+    Reports and studies may have leading dimensions, of groups that are each compared within themselves.
+    """
+    same = own_report_R[..., :, None] == report_N[..., None, :]
+    same = same | (own_study_R[..., :, None] == study_N[..., None, :])
+    columns = torch.arange(report_N.shape[-1], device=report_N.device)
     return same & (columns != own_column_R[:, None])
 
 
@@ -175,6 +185,8 @@ def word_patch_scores(patches_IPA: Tensor, words_JWA: Tensor, word_mask_JW: Tens
 
     Inputs are unit vectors. See the module's docstring for the formula.
     """
+    if _has_kernels(patches_IPA):
+        return group_scores(patches_IPA[None], words_JWA[None], word_mask_JW[None]).squeeze(0)
     with torch.autocast(patches_IPA.device.type, enabled=False):
         patches, words = patches_IPA.float(), words_JWA.float()
         gram_IPP = patches @ patches.transpose(1, 2)
@@ -203,13 +215,44 @@ def _scores_part(patches_IPA: Tensor, gram_IPP: Tensor, words_JWA: Tensor, word_
     along = (attention * cosine).sum(dim=1)
     norm_squared = (attention * torch.bmm(gram_IPP, attention)).sum(dim=1)
     similarity = along * torch.rsqrt(norm_squared.clamp_min(_SMALLEST_NORM_SQUARED))
-    similarity = similarity.view(images, reports, slots)
-    words = word_mask_JW.sum(dim=1)
+    return _pooled(similarity.view(images, reports, slots), word_mask_JW)
+
+
+def _pooled(similarity_IJW: Tensor, word_mask_JW: Tensor) -> Tensor:
+    """Scores of reports from their words' similarities: [...,I,J,W] and [...,J,W] -> [...,I,J]."""
+    mask = word_mask_JW.unsqueeze(-3)
+    words = mask.sum(dim=-1)
     # Finite, so that a report without words gives no NaN gradient before it is set to 0 below.
-    padding = torch.zeros(word_mask_JW.shape, device=similarity.device).masked_fill(~word_mask_JW, -1e4)
-    pooled = torch.logsumexp(WORD_SHARPNESS * similarity + padding, dim=2)
+    padding = torch.zeros(mask.shape, device=similarity_IJW.device).masked_fill(~mask, -1e4)
+    pooled = torch.logsumexp(WORD_SHARPNESS * similarity_IJW + padding, dim=-1)
     pooled = (pooled - words.clamp_min(1).log()) * (LOCAL_SCALE / WORD_SHARPNESS)
     return torch.where(words > 0, pooled, 0.0)
+
+
+def _has_kernels(patches: Tensor) -> bool:
+    """Whether `mpma.model.alignment_kernels` can be used: they need a GPU that Triton knows, and fit it."""
+    count, width = patches.shape[-2:]
+    tile = 1 << (max(count, 64) - 1).bit_length()
+    fits = tile * width <= _LARGEST_PATCHES_OF_KERNELS and 16 <= width <= _LARGEST_WIDTH_OF_KERNELS
+    return patches.is_cuda and _TRITON and fits and width & (width - 1) == 0
+
+
+def group_scores(patches_NIPA: Tensor, words_NJWA: Tensor, word_mask_NJW: Tensor) -> Tensor:
+    """`word_patch_scores` inside each of N groups: fp32 [N,I,J]."""
+    if not _has_kernels(patches_NIPA):
+        groups = zip(patches_NIPA, words_NJWA, word_mask_NJW, strict=True)
+        return torch.stack([word_patch_scores(*group) for group in groups])
+    from mpma.model.alignment_kernels import similarity_on_gpu
+
+    with torch.autocast(patches_NIPA.device.type, enabled=False):
+        similarity_NIL = similarity_on_gpu(
+            patches_NIPA.float(),
+            words_NJWA.float().flatten(1, 2),
+            word_mask_NJW.flatten(1, 2),
+            ATTENTION_SHARPNESS,
+            _SMALLEST_NORM_SQUARED,
+        )
+        return _pooled(similarity_NIL.unflatten(2, word_mask_NJW.shape[1:]), word_mask_NJW)
 
 
 def words_to_patches_loss(features: AlignmentFeatures, group_size: int) -> Tensor:
@@ -230,17 +273,41 @@ def words_to_patches_loss(features: AlignmentFeatures, group_size: int) -> Tenso
         patches, words = both[:, :count], both[:, count:]
         mask, hashes, offset = gather(mask), gather(hashes), 0
         assert width == words.shape[2]
+    # Whole groups of this worker's share go through together, those of two workers one by one.
+    whole_start = -(-first // group_size) * group_size
+    whole_stop = max(whole_start, (first + own) // group_size * group_size)
     losses = []
     start = first // group_size * group_size
-    for group_start in range(start, first + own, group_size):
-        group_stop = min(group_start + group_size, total)
-        group = slice(group_start - offset, group_stop - offset)
-        mine = slice(max(group_start, first) - group_start, min(group_stop, first + own) - group_start)
-        losses.append(_group_losses(patches[group], words[group], mask[group], hashes[group], mine))
+    while start < first + own:
+        stop = whole_stop if whole_start <= start < whole_stop else min(start + group_size, total)
+        span = slice(start - offset, stop - offset)
+        members = (patches[span], words[span], mask[span], hashes[span])
+        if start == whole_start < whole_stop:
+            losses.append(_whole_groups_losses(*members, group_size))
+        else:
+            mine = slice(max(start, first) - start, min(stop, first + own) - start)
+            losses.append(_group_losses(*members, mine))
+        start = stop
     return torch.cat(losses).mean()
 
 
+def _whole_groups_losses(
+    patches: Tensor, words: Tensor, mask: Tensor, hashes: Tensor, group_size: int
+) -> Tensor:
+    """Losses of pairs [N * group size] in consecutive groups."""
+    patches, words, mask = (each.unflatten(0, (-1, group_size)) for each in (patches, words, mask))
+    by_image = group_scores(patches, words, mask)
+    column = torch.arange(group_size, device=patches.device)
+    report, study = hashes.unflatten(0, (-1, group_size)).unbind(2)
+    excluded = false_negatives(report, study, report, study, column)
+    own, rows = column.repeat(patches.shape[0]), excluded.flatten(0, 1)
+    # `excluded` is symmetric inside a group.
+    by_report = by_image.transpose(1, 2).flatten(0, 1)
+    return 0.5 * (contrast(by_image.flatten(0, 1), own, rows) + contrast(by_report, own, rows))
+
+
 def _group_losses(patches: Tensor, words: Tensor, mask: Tensor, hashes: Tensor, mine: slice) -> Tensor:
+    """Losses of this worker's pairs of one group that is not whole or not this worker's alone."""
     count = patches.shape[0]
     column = torch.arange(count, device=patches.device)[mine]
     excluded = false_negatives(hashes[mine, 0], hashes[mine, 1], hashes[:, 0], hashes[:, 1], column)
