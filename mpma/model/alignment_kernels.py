@@ -39,7 +39,22 @@ _PROGRAMS = 512
 _PATCHES_BY_GRAM = 64
 _SMALLEST_TILE = 64
 _SMALLEST_SCALE = 1e-30
-# The interpreter multiplies the bits of bf16 as integers, hence fp32 there.
+_LARGEST_TUNED = 2**13
+"""Elements P*A of an image up to which registers hold nearly everything."""
+_LAUNCHES = {
+    # Two programs to a multiprocessor, or one of twice the warps, with almost nothing spilled.
+    True: {
+        "similarity": {"TILE_W": 64, "num_warps": 4, "num_stages": 2},
+        "words": {"TILE_W": 128, "num_warps": 8, "num_stages": 2},
+        "patches": {"TILE_W": 32, "num_warps": 4, "num_stages": 2},
+    },
+    False: {
+        "similarity": {"TILE_W": 64, "num_warps": 8, "num_stages": 1},
+        "words": {"TILE_W": 64, "num_warps": 8, "num_stages": 1},
+        "patches": {"TILE_W": 32, "num_warps": 8, "num_stages": 1},
+    },
+}
+# The interpreter's products of fp16 on a CPU are slow, hence fp32 there; sums are fp32 in both.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -274,17 +289,9 @@ class _Operands:
         self.position, self.order = _real_words_first(mask_NL)
         self.counts = mask_NL.sum(dim=1, dtype=torch.int32)
         tile_patches = max(_SMALLEST_TILE, triton.next_power_of_2(self.patches))
-        large = tile_patches * self.width > 2**13
         self.by_gram = tile_patches <= _PATCHES_BY_GRAM
-        self.tile_words = 64
-        self.tiles = {
-            "TILE_P": tile_patches,
-            "TILE_W": self.tile_words,
-            "WIDTH": self.width,
-            "BY_GRAM": self.by_gram,
-            "num_warps": 8 if large else 4,
-            "num_stages": 1 if large else 2,
-        }
+        self.launch = _LAUNCHES[tile_patches * self.width <= _LARGEST_TUNED]
+        self.tiles = {"TILE_P": tile_patches, "WIDTH": self.width, "BY_GRAM": self.by_gram}
         patches = _split(patches_NIPA.contiguous())
         rows = (self.order + torch.arange(self.groups, device=mask_NL.device)[:, None] * self.length).view(-1)
         words = _split(words_NLA.reshape(-1, self.width).index_select(0, rows))
@@ -296,7 +303,7 @@ class _Operands:
                 *patches, *gram, self.patches, TILE_P=tile_patches, WIDTH=self.width, num_warps=4
             )
         self.tensors = (*patches, *gram, *words, self.counts)
-        blocks = triton.cdiv(self.length, self.tile_words)
+        blocks = triton.cdiv(self.length, self.launch["similarity"]["TILE_W"])
         self.parts = max(1, min(blocks, _PROGRAMS // (self.groups * self.images)))
 
     def in_order(self, values_NIL: Tensor) -> Tensor:
@@ -323,7 +330,7 @@ def similarities(
     kept = patches_NIPA.new_zeros(3, given.groups, given.images, given.length)
     _similarity_kernel[(given.groups * given.images, given.parts)](
         *given.tensors, *kept, given.images, given.patches, given.length, given.parts,
-        sharpness, smallest, **given.tiles,
+        sharpness, smallest, **given.tiles, **given.launch["similarity"],
     )  # fmt: skip
     return given.in_place(kept[0]), kept
 
@@ -340,14 +347,15 @@ def similarity_gradients(
     size = u.abs()
     by_word, by_image = (size.amax(dim=axis).clamp_min(_SMALLEST_SCALE) for axis in (1, 2))
     words = torch.empty_like(words_NLA, memory_format=torch.contiguous_format)
-    _words_gradient_kernel[(triton.cdiv(given.length, given.tile_words), given.groups)](
+    blocks = triton.cdiv(given.length, given.launch["words"]["TILE_W"])
+    _words_gradient_kernel[(blocks, given.groups)](
         *given.tensors, u, v, logarithms, by_word, words, given.images, given.patches, given.length,
-        sharpness, **given.tiles,
+        sharpness, **given.tiles, **given.launch["words"],
     )  # fmt: skip
     parts = patches_NIPA.new_empty(given.parts, *patches_NIPA.shape)
     _patches_gradient_kernel[(given.groups * given.images, given.parts)](
         *given.tensors, u, v, logarithms, by_image, parts, given.images, given.patches, given.length,
-        given.parts, sharpness, **given.tiles,
+        given.parts, sharpness, **given.tiles, **given.launch["patches"],
     )  # fmt: skip
     patches = parts[0] if given.parts == 1 else parts.sum(dim=0)
     return patches, words.gather(1, given.position[:, :, None].expand(words.shape))
