@@ -3,8 +3,9 @@
     python -m benchmarks.gpu [--batch 1024] [--steps 10] [--out benchmarks/results/gpu.jsonl]
 
 The model is that of recipes/vit_b16.yaml (448 px reconstructed, 224 encoded), all four losses, bf16
-autocast, fused AdamW, on one synthetic batch whose reports fill all tokens; the vocabulary has 30,000 entries.
-Needs torch, timm, transformers, pyarrow, pydantic. Without a GPU every figure is left blank.
+autocast, fused AdamW, on one synthetic batch whose reports fill all tokens; the vocabulary has
+30,000 entries. Needs torch, timm, transformers, pyarrow, pydantic. Without a GPU every figure
+is left blank.
 
 - The floor: the floating point operations of a step, counted on the model's plain form without any
   recomputation, at the rate of a square bf16 matrix product of 8,192 that is measured before and after
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import figures
 from mpma.config import load_config
-from mpma.data.batches import Batch
+from mpma.data.batches import Batch, concatenate
 from mpma.data.stand_in import stand_in_batch
 from mpma.model.pretraining import PretrainingModel, build_model
 from mpma.training.feature_cache import accumulate_backward
@@ -119,7 +120,9 @@ def errors(setting: Setting, autocast: Callable[[], AbstractContextManager[objec
     for device, context in (("cpu", nullcontext), (setting.device, autocast)):
         model = setting.model(device)
         losses = accumulate_backward(model, setting.batch(COMPARED_PAIRS, device), autocast=context)
-        gradients = [value.grad.float().cpu().flatten() for value in model.parameters() if value.grad is not None]
+        gradients = [
+            value.grad.float().cpu().flatten() for value in model.parameters() if value.grad is not None
+        ]
         found.append(({name: float(term) for name, term in losses.terms().items()}, torch.cat(gradients)))
     (expected, reference), (terms, gradients) = found
     worst = max(abs(terms[name] - value) / abs(value) for name, value in expected.items())
@@ -129,7 +132,9 @@ def errors(setting: Setting, autocast: Callable[[], AbstractContextManager[objec
 class Stepper:
     """A model, its optimiser and a batch."""
 
-    def __init__(self, setting: Setting, pairs: int, *, compiled: bool = False, recompute: bool = False) -> None:
+    def __init__(
+        self, setting: Setting, pairs: int, *, compiled: bool = False, recompute: bool = False
+    ) -> None:
         self.setting = setting
         self.model = setting.model()
         self.model.set_gradient_checkpointing(recompute)
@@ -194,15 +199,16 @@ def copy_rate(size: int = 2**32, repeats: int = 10) -> float:
     return 2 * size * repeats / (time.perf_counter() - began)
 
 
-def fits(setting: Setting, pairs: int, recompute: bool) -> bool:
-    """Whether two steps of that many pairs find memory."""
+def fits(stepper: Stepper, unit: Batch, pairs: int) -> bool:
+    """Whether two steps of that many pairs (so many copies of `unit`) find memory."""
     try:
-        stepper = Stepper(setting, pairs, recompute=recompute)
+        stepper.batch = concatenate([unit] * (pairs // len(unit)))
         stepper.seconds(2)
     except torch.OutOfMemoryError:
         return False
     finally:
-        stepper = None
+        stepper.batch = unit
+        stepper.optimizer.zero_grad(set_to_none=True)
         freed()
     return True
 
@@ -222,6 +228,37 @@ def largest_batch(fitting: Callable[[int], bool], unit: int = _BATCH_UNIT, most:
     return size
 
 
+def measure_way(
+    setting: Setting,
+    way: str,
+    pairs: int,
+    operations: float,
+    arguments: argparse.Namespace,
+    tell: Callable[[figures.Figure], None],
+) -> list[float]:
+    """The figures of one way of running a step; returns the rates of products before and after."""
+    freed()
+    stepper = Stepper(setting, pairs, compiled=way == "compiled")
+    began = time.perf_counter()
+    stepper.seconds(3)
+    warm_up = time.perf_counter() - began
+    torch.cuda.reset_peak_memory_stats()
+    rates = [matmul_rate()]
+    seconds = [stepper.seconds(arguments.steps) for _ in range(arguments.repeats)]
+    rates.append(matmul_rate())
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    used = {"batch": pairs, "tokens": setting.config.report.max_tokens, "precision": "bf16"}
+    counted = used | {"gflop_per_pair": round(operations / 1e9, 2)}
+    floor = operations * pairs / (sum(rates) / len(rates))
+    shares = [floor / one for one in seconds]
+    tell(figures.of(f"gpu/pairs_per_second/{way}", [pairs / one for one in seconds], "pairs/s", used))
+    tell(figures.of(f"gpu/share_of_floor/{way}", shares, figures.RATIO, counted))
+    tell(figures.of(f"gpu/peak_memory_gib/{way}", [peak], "GiB", used))
+    if way == "compiled":
+        tell(figures.of("gpu/compile_seconds", [warm_up], "s", used | {"steps": 3}))
+    return rates
+
+
 def measure(setting: Setting, arguments: argparse.Namespace, tell: Callable[[figures.Figure], None]) -> None:
     """All figures of a GPU."""
     operations = operations_per_pair(setting)
@@ -234,37 +271,23 @@ def measure(setting: Setting, arguments: argparse.Namespace, tell: Callable[[fig
         tell(figures.of(f"gpu/loss_error/{precision}", [loss_error], figures.FRACTION, few))
         tell(figures.of(f"gpu/gradient_error/{precision}", [gradient_error], figures.FRACTION, few))
     for way in ("eager", "compiled"):
-        freed()
-        stepper = Stepper(setting, arguments.batch, compiled=way == "compiled")
-        began = time.perf_counter()
-        stepper.seconds(3)
-        warm_up = time.perf_counter() - began
-        torch.cuda.reset_peak_memory_stats()
-        rates.append(matmul_rate())
-        seconds = [stepper.seconds(arguments.steps) for _ in range(arguments.repeats)]
-        rates.append(matmul_rate())
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        stepper.optimizer.zero_grad(set_to_none=True)
-        del stepper
-        used = {"batch": arguments.batch, "tokens": setting.config.report.max_tokens, "precision": "bf16"}
-        tell(of_rate(f"gpu/pairs_per_second/{way}", [arguments.batch / one for one in seconds], used))
-        floor = operations * arguments.batch / (sum(rates[-2:]) / 2)
-        counted = used | {"gflop_per_pair": round(operations / 1e9, 2)}
-        tell(figures.of(f"gpu/share_of_floor/{way}", [floor / one for one in seconds], figures.RATIO, counted))
-        tell(figures.of(f"gpu/peak_memory_gib/{way}", [peak], "GiB", used))
-        if way == "compiled":
-            tell(figures.of("gpu/compile_seconds", [warm_up], "s", used | {"steps": 3}))
+        pairs = arguments.batch
+        while pairs >= _BATCH_UNIT:
+            try:
+                rates += measure_way(setting, way, pairs, operations, arguments, tell)
+                break
+            except torch.OutOfMemoryError:
+                pairs //= 2
+            freed()
     tell(figures.of("gpu/matmul_tflop_per_second", [rate / 1e12 for rate in rates], "TFLOP/s"))
     torch.compiler.reset()
     freed()
+    stepper = Stepper(setting, _BATCH_UNIT)
+    unit = stepper.batch
     for name, recompute in (("whole", False), ("recomputed", True)):
-        most = largest_batch(lambda pairs, recompute=recompute: fits(setting, pairs, recompute))
+        stepper.model.set_gradient_checkpointing(recompute)
+        most = largest_batch(partial(fits, stepper, unit))
         tell(figures.of(f"gpu/largest_batch/{name}", [most], "pairs", {"way": "eager", "unit": _BATCH_UNIT}))
-
-
-def of_rate(name: str, samples: Sequence[float], settings: dict[str, Any]) -> figures.Figure:
-    """A figure in pairs per second."""
-    return figures.of(name, samples, "pairs/s", settings)
 
 
 def main() -> None:

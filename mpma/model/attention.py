@@ -1,11 +1,13 @@
-"""Softmax attention of short sequences on a CPU, and torch's own everywhere else.
+"""Attention over the short sequences of this model, from packed projections to what the next product reads.
 
 Decisions:
+- queries, keys and values stay as one matrix product wrote them, so that a GPU's kernels of our own can read
+  them so and write the packed gradient in one go (see attention_kernels.py): bf16, up to 256 tokens;
 - torch's CPU kernel is written for long sequences: at 50 to 200 tokens its backward pass takes twice the
-  time of the four small matrix products that it comes to. Here the weights of a few hundred tokens are
-  kept instead of computed again, and the products are plain ones;
-- used in fp32 and fp64 on a CPU and up to `_LONGEST` keys; in bf16, under the compiler, with dropout, and on
-  a GPU `scaled_dot_product_attention` is called as ever. The maths is the same, to rounding;
+  time of the four small matrix products that it comes to. In fp32 on a CPU the weights of a few hundred
+  tokens are kept instead of computed again, and the products are plain ones;
+- everything else (bf16 on a CPU, the compiler on a CPU, dropout, long sequences) is torch's
+  `scaled_dot_product_attention`. The maths is the same, to rounding (Vaswani et al. 2017);
 - a timm block gets it by a module that takes over the projections of timm's, under the same names.
 
 Shape letters: B pairs, H heads, T queries, C keys, F width of a head, E width.
@@ -13,6 +15,7 @@ Shape letters: B pairs, H heads, T queries, C keys, F width of a head, E width.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -21,7 +24,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _LONGEST = 512
-"""Keys from which the weights would not stay in the cache."""
+"""Keys from which the weights would not stay in a CPU's cache."""
+_TRITON = find_spec("triton") is not None
+_LARGEST_KEYS_OF_KERNELS = {32: 256, 64: 256, 128: 128}
+"""By width of a head, as many keys as backward can hold in registers; as many queries are taken."""
+_SHARED_MEMORY = 160 * 1024
+"""Bytes that a program may need of what a multiprocessor has: A100, H100 and later; not consumer cards."""
+
+
+def self_attention(qkv_BT3HF: Tensor, key_mask_BT: Tensor | None) -> Tensor:
+    """[B,T,3,H,F] -> [B,T,H*F]; `key_mask_BT`: bool, True where a token may be read (None: all).
+
+    On a GPU's kernels a pair of which no token may be read gives zeros.
+    """
+    length, width = qkv_BT3HF.shape[1], qkv_BT3HF.shape[-1]
+    if _has_kernels(qkv_BT3HF, longest=length, width=width):
+        from mpma.model.attention_kernels import self_attention_on_gpu
+
+        return self_attention_on_gpu(qkv_BT3HF, key_mask_BT)
+    query, key, value = qkv_BT3HF.permute(2, 0, 3, 1, 4).unbind(0)
+    mask = None if key_mask_BT is None else key_mask_BT[:, None, None, :]
+    return _joined(attention(query, key, value, mask))
+
+
+def cross_attention(q_BTHF: Tensor, kv_BC2HF: Tensor) -> Tensor:
+    """[B,T,H,F] and [B,C,2,H,F] -> [B,T,H*F]."""
+    longest, width = max(q_BTHF.shape[1], kv_BC2HF.shape[1]), q_BTHF.shape[-1]
+    if kv_BC2HF.dtype == q_BTHF.dtype and _has_kernels(q_BTHF, longest=longest, width=width):
+        from mpma.model.attention_kernels import cross_attention_on_gpu
+
+        return cross_attention_on_gpu(q_BTHF, kv_BC2HF)
+    key, value = kv_BC2HF.permute(2, 0, 3, 1, 4).unbind(0)
+    return _joined(attention(q_BTHF.transpose(1, 2), key, value))
 
 
 def attention(
@@ -39,6 +73,27 @@ def attention(
             queries_BHTF, keys_BHCF, values_BHCF, attn_mask=mask_B11C
         )
     return cast(Tensor, _ShortAttention.apply(queries_BHTF, keys_BHCF, values_BHCF, mask_B11C))
+
+
+def _joined(read_BHTF: Tensor) -> Tensor:
+    batch, heads, length, width = read_BHTF.shape
+    return read_BHTF.transpose(1, 2).reshape(batch, length, heads * width)
+
+
+def _has_kernels(states: Tensor, *, longest: int, width: int) -> bool:
+    return (
+        states.is_cuda
+        and states.dtype == torch.bfloat16
+        and _TRITON
+        and longest <= _LARGEST_KEYS_OF_KERNELS.get(width, 0)
+        and _is_large_enough(states.device)
+    )
+
+
+@torch.compiler.assume_constant_result
+def _is_large_enough(device: torch.device) -> bool:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= 8 and properties.shared_memory_per_block_optin >= _SHARED_MEMORY
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -83,9 +138,9 @@ class SelfAttention(nn.Module):
         if is_causal:
             raise ValueError("a causal mask is not among this attention's")
         batch, length, _ = tokens_BTE.shape
-        split = self.qkv(tokens_BTE).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        read = attention(*split.unbind(0), attn_mask)
-        projected: Tensor = self.proj(read.transpose(1, 2).reshape(batch, length, -1))
+        packed = self.qkv(tokens_BTE).view(batch, length, 3, self.num_heads, -1)
+        key_mask = None if attn_mask is None else attn_mask[:, 0, 0]
+        projected: Tensor = self.proj(self_attention(packed, key_mask))
         return projected
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertLayer
 
-from mpma.model.attention import attention as attend
+from mpma.model.attention import self_attention
 from mpma.model.recompute import in_autocast_dtype
 
 
@@ -37,12 +37,10 @@ def bert_layer(layer: nn.Module, states_BTE: Tensor, mask_B11T: Tensor) -> Tenso
 
 
 def _self_attention(attention: Any, states_BTE: Tensor, mask_B11T: Tensor) -> Tensor:
-    batch, length, width = states_BTE.shape
+    batch, length, _ = states_BTE.shape
     parts: tuple[nn.Linear, ...] = (attention.query, attention.key, attention.value)
     weight = torch.cat([part.weight for part in parts])
     bias = torch.cat([part.bias for part in parts])
     projected = functional.linear(states_BTE, weight, bias)
-    split = projected.view(batch, length, 3, attention.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = split.unbind(0)
-    read = attend(query, key, value, mask_B11T)
-    return read.transpose(1, 2).reshape(batch, length, width)
+    packed = projected.view(batch, length, 3, attention.num_attention_heads, -1)
+    return self_attention(packed, mask_B11T[:, 0, 0])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpma.errors import UserError
-from mpma.model.attention import SelfAttention, attention
+from mpma.model.attention import SelfAttention, attention, cross_attention
 from mpma.model.config import FusionConfig, MemoryConfig, ReportConfig
 from mpma.model.memory import KeyValueSlots, ProjectedMemory, SharedMemory, usage_diagnostics
 from mpma.model.recompute import in_autocast_dtype
@@ -158,7 +158,12 @@ class CrossAttention(nn.Module):
 
     def forward(self, tokens_BTE: Tensor, context_BCE: Tensor) -> Tensor:
         """[B,T,E] and [B,C,E] -> [B,T,E]."""
-        return self.read(tokens_BTE, *self.keys_values(context_BCE))
+        if self.slots is not None:
+            return self.read(tokens_BTE, *self.keys_values(context_BCE))
+        queries = self.query(tokens_BTE).unflatten(-1, (self.heads, -1))
+        both = self.key_value(context_BCE).unflatten(-1, (2, self.heads, -1))
+        projected: Tensor = self.output(cross_attention(queries, both))
+        return projected
 
     def keys_values(self, context_BCE: Tensor) -> tuple[Tensor, Tensor]:
         """[B,C,E] -> keys and values, each [B,H,C,F]; learned slots stand behind the context."""

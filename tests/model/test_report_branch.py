@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertForMaskedLM
 
 from mpma.data.batches import padded_rows
-from mpma.model import report, vocabulary_loss
+from mpma.model import vocabulary_loss
 from mpma.model.report import averaged_words, masked_words_per_report
 
 
