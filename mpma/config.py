@@ -114,6 +114,7 @@ MAY_CHANGE_ON_CONTINUE = frozenset(
         "data.decode_threads",
         "data.prefetch_batches",
         "training.workers",
+        "training.parallel",
         "training.device",
         "training.threads_per_worker",
         "training.log_every_steps",

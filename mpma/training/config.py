@@ -44,7 +44,8 @@ class TrainingConfig(StrictConfig):
     gradient_clip: float = Field(default=1.0, gt=0.0, le=1e6)
     """Largest global gradient norm, after weighting."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """How several workers share the model. fsdp2 needs GPUs and is not run in the project's own tests."""
+    """How several workers share the model: `ddp` keeps it whole on each, `fsdp2` shards weights, gradients
+    and optimiser state over them, for models that do not fit one GPU."""
     compile: bool = False
     """torch.compile the model."""
     gradient_checkpointing: bool = False
@@ -72,6 +73,11 @@ class TrainingConfig(StrictConfig):
         if self.micro_batch_size is not None and share % self.micro_batch_size:
             raise ValueError(
                 f"training.micro_batch_size {self.micro_batch_size} does not divide a worker's share {share}"
+            )
+        if self.parallel == "fsdp2" and self.gradient_norms_every_steps:
+            # They are taken of the graph's own parameters, which are shards once a block has run.
+            raise ValueError(
+                "training.gradient_norms_every_steps is not measured with training.parallel fsdp2"
             )
         return self
 

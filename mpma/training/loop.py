@@ -30,7 +30,7 @@ from mpma.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
-from mpma.training.parallel import average_over_workers, load_whole, model_tensors, unwrap, wrap
+from mpma.training.parallel import average_over_workers, model_tensors, unwrap, wrap
 from mpma.training.run_directory import RunDirectory, config_hash
 from mpma.training.schedule import learning_rate
 from mpma.training.step import LOSS_NAMES, training_step
@@ -129,17 +129,12 @@ class TrainingLoop:
         self.model, self.model_facts = task.build_model()
         self.step = 0
         restored = self._restore_weights()
-        self.module = wrap(self.model.to(task.device), self.config, task.device, task.world)
+        self.module = wrap(self.model.to(task.device), self.config, task.device, task.world, task.precision)
         self.bare = unwrap(self.module)
         self.optimizer = build_optimizer(
-            self.bare.named_parameters(),
-            self.bare.no_weight_decay_names(),
-            self.config.training,
-            fused=self.config.training.parallel == "ddp",
+            self.bare.named_parameters(), self.bare.no_weight_decay_names(), self.config.training
         )
         if restored is not None:
-            if self.config.training.parallel == "fsdp2":
-                load_whole(self.bare, restored.model)
             load_optimizer_tensors(self.optimizer, self.bare.named_parameters(), restored.optimizer)
         compiled: Any = torch.compile(self.module) if self.config.training.compile else self.module
         self.stepper: torch.nn.Module = compiled

@@ -23,8 +23,6 @@ def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     no_decay: Collection[str],
     config: TrainingConfig,
-    *,
-    fused: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, in two groups; the learning rate is set at every step."""
     decayed: list[nn.Parameter] = []
@@ -40,7 +38,7 @@ def build_optimizer(
         [group for group in groups if group["params"]],
         lr=config.learning_rate_per_256,
         betas=(config.beta1, config.beta2),
-        fused=fused,
+        fused=True,
     )
 
 
@@ -72,7 +70,6 @@ def load_optimizer_tensors(
 
     Raises `JobError` where a moment is missing or does not have its parameter's shape.
     """
-    fused_on_device = bool(optimizer.defaults.get("fused"))
     expected = set()
     for name, parameter in named_parameters:
         if f"step/{name}" not in tensors:
@@ -85,8 +82,8 @@ def load_optimizer_tensors(
             state[moment] = like_shard(tensors[key], parameter.detach())
             expected.add(key)
         step = tensors[f"step/{name}"].to(torch.float32).clone()
-        # Fused AdamW keeps its step count beside the parameter, the others keep it on the CPU.
-        state["step"] = step.to(parameter.device) if fused_on_device else step.cpu()
+        # Fused AdamW keeps its step count beside the parameter.
+        state["step"] = step.to(parameter.device)
         expected.add(f"step/{name}")
         optimizer.state[parameter] = state
     unknown = sorted(set(tensors) - expected)

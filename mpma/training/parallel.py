@@ -1,45 +1,69 @@
-"""How several workers share one model: DDP, or FSDP2 as a thin option.
+"""How several workers share one model: DDP, or FSDP2 where the model does not fit a GPU.
 
-Decisions: gradients are averaged over workers by DistributedDataParallel, which need not look for unused
-parameters, since the model freezes what no loss reaches and gives the rest a gradient at every step.
-FSDP2 shards the transformer blocks and the root; checkpoints hold whole tensors either way, so a run
-may change its number of workers. FSDP2 is meant for GPUs.
+Decisions:
+- gradients are averaged by DistributedDataParallel while the backward pass still runs. It need not look for
+  unused parameters, since the model freezes what no loss reaches and gives the rest a gradient at every step.
+  Its graph is not declared static: the steps with the full image at the end of a run have another one;
+- buffers (positions, grey mean and deviation) are the same on every worker and never change, so they are not
+  sent around before each forward pass, as DDP would;
+- gradients travel as fp32. bf16 would halve the bytes and round every worker's gradient to three digits;
+- FSDP2 shards each block of the two encoders, and all the rest with the root. The image decoder's blocks
+  stay with the root because steps without a hidden patch give their parameters a gradient without calling
+  them. In bf16 the encoders' blocks are gathered as bf16, what autocast would make of them anyway; the rest
+  (norms of projections, memory, temperature) stays fp32, and gradients are reduced in fp32;
+- checkpoints hold whole tensors either way, so a run may change its number of workers and how they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpma.config import ExperimentConfig
-from mpma.errors import UserError
+from mpma.model.pretraining import PretrainingModel
+
+# Newer releases warn of the older name.
+_BUFFERS_KEYWORD = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
-def wrap(model: nn.Module, config: ExperimentConfig, device: torch.device, world: int) -> nn.Module:
-    """The module to call in a training step. Raises `UserError` where FSDP2 has no GPU."""
-    if config.training.parallel == "fsdp2":
-        if device.type != "cuda":
-            raise UserError("training.parallel fsdp2: needs GPUs; use ddp on CPU")
-        return _fully_sharded(model)
+def wrap(
+    model: PretrainingModel, config: ExperimentConfig, device: torch.device, world: int, precision: str
+) -> nn.Module:
+    """The module to call in a training step; `model` itself where there is one worker."""
     if world == 1:
         return model
+    if config.training.parallel == "fsdp2":
+        return _fully_sharded(model, device, precision)
+    without_buffers: dict[str, Any] = {_BUFFERS_KEYWORD: False}
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        **without_buffers,
     )
 
 
-def _fully_sharded(model: nn.Module) -> nn.Module:
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+def _fully_sharded(model: PretrainingModel, device: torch.device, precision: str) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    blocks = [module for module in model.modules() if type(module).__name__ in ("Block", "BertLayer")]
-    for block in blocks:
-        fully_shard(block)
-    fully_shard(model)
+    # Named by its device: without it a machine with GPUs would shard over them whatever the run uses.
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16" and device.type == "cuda":
+        # On CPU layer norms refuse bf16 weights beside fp32 values. Inputs keep their type: the residual
+        # stream is fp32 under autocast.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in (*model.image_encoder.vit.blocks, *model.report_encoder.bert.encoder.layer):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
     # Validation and feature caching call these instead of forward; without it they would see shards.
     for name in ("embed_images", "embed_reports", "report_nll", "reconstruct", "align_features"):
         register_fsdp_forward_method(model, name)
@@ -78,10 +102,3 @@ def average_over_workers(values: Tensor, world: int) -> Tensor:
         torch.distributed.all_reduce(values)
         values = values / world
     return values
-
-
-def load_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put whole tensors into a model that may be sharded; names and shapes were checked before."""
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(like_shard(tensors[name], value))
