@@ -264,12 +264,13 @@ class TrainingLoop:
             )
 
     def _stop_agreed(self, asked_of_all: bool) -> bool:
-        """Whether every worker stops now. Several workers can only agree together, at log steps."""
-        if self.task.world == 1:
-            return self.task.stop_asked()
+        """Whether every worker stops now. Several workers can only agree together, at log steps; the file by
+        which a worker in another process is told is looked for at those steps too."""
         if not asked_of_all:
-            return False
+            return self.task.world == 1 and self.task.stop_asked()
         mine = self.task.stop_asked() or (self.task.rank == 0 and self.task.run.stop_requested())
+        if self.task.world == 1:
+            return mine
         flag = torch.tensor(int(mine), device=self.task.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag)

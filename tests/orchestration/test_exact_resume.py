@@ -61,6 +61,22 @@ def test_a_run_that_was_stopped_and_continued_equals_the_unbroken_one(
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken", 12)
 
 
+def test_one_worker_in_another_process_stops_where_its_run_directory_says_so(
+    ray_local: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.at(tmp_path, "asked")
+    say = _Counting.progress
+
+    def ask_at_five(self: _Counting, step: int) -> None:
+        say(self, step)
+        if step == 5:
+            run.request_stop()
+
+    monkeypatch.setattr(_Counting, "progress", ask_at_five)
+    outcome, _ = _train(tmp_path, "asked", data)
+    assert (outcome.finished, outcome.step) == (False, 5)
+
+
 def test_a_torn_checkpoint_is_refused_by_name_and_the_run_still_ends_the_same(
     ray_local: None, data: Path, tmp_path: Path
 ) -> None:
