@@ -57,13 +57,18 @@ class Display:
 
     def progress(self, step: int) -> None:
         """A step is done."""
-        if not self._first_step_shown:
-            self._first_step_shown = True
-            seconds = time.time() - self._started - self.making_pairs_seconds
-            apart = ", making the pairs not counted" if self.making_pairs_seconds else ""
-            self.note(f"first step {seconds:.1f} s after the command{apart}")
+        self.first_step()
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
+
+    def first_step(self) -> None:
+        """The first step of this program is done; said once."""
+        if self._first_step_shown:
+            return
+        self._first_step_shown = True
+        seconds = time.time() - self._started - self.making_pairs_seconds
+        apart = ", making the pairs not counted" if self.making_pairs_seconds else ""
+        self.note(f"first step {seconds:.1f} s after the command{apart}")
 
     def line(self, values: Mapping[str, Any]) -> None:
         """Show a line of metrics.jsonl."""

@@ -26,7 +26,14 @@ from mpma.training.run_directory import RunDirectory
 from orchestration import cluster
 from orchestration.defects import told
 from orchestration.display import Display, MetricsTail, closing_table
-from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker, train_loop
+from orchestration.worker import (
+    ERROR_FILE,
+    FIRST_STEP_NOTE,
+    StopSignal,
+    WorkerPlan,
+    run_worker,
+    train_loop,
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,15 @@ def pretrain(request: Request) -> None:
         print(f"{run.name}: finished after {done} steps; nothing to do")
         print("a larger training.steps continues it, another --name starts anew")
         return
+    here = False
     if request.address is None:
-        cluster.plan_layout(request.config.training, cluster.this_machine(request.cpus))
+        here = cluster.plan_layout(request.config.training, cluster.this_machine(request.cpus)).in_process
     if request.config.data.path is not None:
         Dataset.open(request.config.data.path).require_reports()
     lock = run.lock()
     try:
         with cluster.connected(
-            request.address, request.cpus, request.dashboard, _import_model_code
+            request.address, request.cpus, request.dashboard, _import_to_train if here else _import_to_lead
         ) as connection:
             layout = cluster.plan_layout(request.config.training, connection.resources)
             precision, reason = cluster.choose_precision(request.config.training, layout.device)
@@ -73,7 +81,7 @@ def pretrain(request: Request) -> None:
             run.folder.remove(ERROR_FILE)
             plan = WorkerPlan(
                 config=request.config.model_dump(),
-                data=dataset.path,
+                data=_absolute(dataset.path),
                 runs=_absolute(request.runs),
                 name=request.name,
                 device=layout.device,
@@ -91,9 +99,17 @@ def pretrain(request: Request) -> None:
         del lock
 
 
-def _import_model_code() -> None:
-    """Some seconds of imports that need not wait for Ray."""
+def _import_to_train() -> None:
+    """Some seconds of imports that need not wait for Ray, in the order of need."""
+    import ray.data  # noqa: F401
+
+    from mpma.training import loop  # noqa: F401
     from orchestration import assembly  # noqa: F401
+
+
+def _import_to_lead() -> None:
+    """The same where other processes train: their model code would only take the cores from them."""
+    import ray.train.torch  # noqa: F401
 
 
 def _unchanged(run: RunDirectory, config: ExperimentConfig) -> bool:
@@ -228,7 +244,10 @@ def _notes_shown(run: RunDirectory, display: Display) -> Iterator[None]:
                 lines = run.folder.read("notes.txt").decode().splitlines()
                 for line in lines[len(shown) :]:
                     shown.append(line)
-                    display.note(line)
+                    if line == FIRST_STEP_NOTE:
+                        display.first_step()
+                    else:
+                        display.note(line)
 
     def follow() -> None:
         while not end.wait(0.5):

@@ -22,6 +22,8 @@ from mpma.errors import JobError, UserError
 from orchestration.defects import without_values
 
 ERROR_FILE = "error.json"
+FIRST_STEP_NOTE = "first step done"
+"""The note by which the driver of a group learns of it, before any line of metrics.jsonl is due."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class WorkerEvents:
 
         self._gauges = RayGauges(plan.name)
         self._notes: list[str] = []
+        self._first_step_noted = False
         self._folder = RunDirectory.at(plan.runs, plan.name).folder
 
     def note(self, text: str) -> None:
@@ -208,4 +211,7 @@ class WorkerEvents:
         self._gauges.set(values)
 
     def progress(self, step: int) -> None:
-        """Seen by the driver in metrics.jsonl."""
+        """The first step is noted; later ones are seen by the driver in metrics.jsonl."""
+        if not self._first_step_noted:
+            self._first_step_noted = True
+            self.note(FIRST_STEP_NOTE)

@@ -6,11 +6,16 @@ the lines of metrics.jsonl come before the checkpoint, whose marker therefore vo
 stay on the device between log lines; whether they are finite is asked of the device only there and
 before a checkpoint, so no step waits for it and no damaged weights are ever saved. What the loop has
 to say goes to `Events`; terminal, TensorBoard and Ray's metrics hang there.
+
+The untrained model is validated right after the first step, on a copy from before it: what a step needs and
+does not get (memory, a batch that fits) is then known in seconds, not after minutes of validation. Its line
+still is the first of metrics.jsonl. Sharded weights are not copied; there validation comes first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -129,6 +134,8 @@ class TrainingLoop:
         self.model, self.model_facts = task.build_model()
         self.step = 0
         restored = self._restore_weights()
+        self.untrained = self._copy_of_untrained()
+        """The model before its first step, on the host, until it is validated."""
         self.module = wrap(self.model.to(task.device), self.config, task.device, task.world, task.precision)
         self.bare = unwrap(self.module)
         self.optimizer = build_optimizer(
@@ -148,10 +155,9 @@ class TrainingLoop:
         if task.rank == 0:
             self.log = MetricsLog(task.run.folder, self.step)
         try:
-            # Opened first: the first batches are made while the untrained model is validated.
             with contextlib.closing(task.open_stream(self.step)) as stream:
-                if self.step == 0 and task.validate_untrained:
-                    self._validate(validator)
+                if self.step == 0 and task.validate_untrained and self.untrained is None:
+                    self._validate(validator, self.bare, 0)
                 outcome = self._steps(stream, validator)
             if outcome.finished and task.rank == 0:
                 task.run.mark_finished(training.steps, {})
@@ -189,6 +195,10 @@ class TrainingLoop:
             bad = ~torch.isfinite(result.total + result.gradient_norm)
             self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, self.step, self.first_bad_step)
             self.events.progress(self.step)
+            if self.untrained is not None:
+                with interval.paused():
+                    self._validate(validator, self.untrained.to(task.device), 0)
+                self.untrained = None
 
             validation_due = last or self.step % self.config.validation.every_steps == 0
             checkpoint_due = last or self.step % training.checkpoint_every_steps == 0
@@ -199,7 +209,7 @@ class TrainingLoop:
                 self._write_line(batch, result, interval)
             if validation_due:
                 with interval.paused():
-                    self._validate(validator)
+                    self._validate(validator, self.bare, self.step)
             if checkpoint_due or stop:
                 with interval.paused():
                     self._save()
@@ -239,11 +249,11 @@ class TrainingLoop:
         }
         self._say(line)
 
-    def _validate(self, validator: Validator) -> None:
-        values = validator.run(self.bare, self.step)
-        self._say({"step": self.step, **values})
+    def _validate(self, validator: Validator, model: Any, step: StepNumber) -> None:
+        values = validator.run(model, step)
+        self._say({"step": step, **values})
         if self.task.rank == 0 and self.task.draw_pictures is not None:
-            self.task.draw_pictures(self.bare, self.step)
+            self.task.draw_pictures(model, step)
 
     def _say(self, line: dict[str, Any]) -> None:
         if self.log is not None:
@@ -302,6 +312,11 @@ class TrainingLoop:
             moments,
             keep=training.keep_checkpoints,
         )
+
+    def _copy_of_untrained(self) -> Any:
+        """The model as it stands, where its step 0 is to be validated and its weights lie whole."""
+        wanted = self.step == 0 and self.task.validate_untrained
+        return copy.deepcopy(self.model) if wanted and self.config.training.parallel == "ddp" else None
 
     def _restore_weights(self) -> checkpoints.Checkpoint | None:
         warn = self.events.note
