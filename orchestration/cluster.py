@@ -24,6 +24,9 @@ from orchestration.session_folder import session_folder
 SMALLEST_CPU_SHARE = 0.25
 """Least share of a CPU that a worker on the user's own machine is given."""
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+"""What the drivers of GPUs that torch can use make: NVIDIA's, that of Tegra, that of WSL, AMD's."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -51,9 +54,16 @@ class Layout:
 
 def this_machine(cpus: int | None = None) -> Resources:
     """Resources of this machine, its logical CPUs overridden by `cpus`; no Ray is needed."""
+    return Resources(float(cpus or os.cpu_count() or 1), float(_gpus()), True)
+
+
+def _gpus() -> int:
+    # Where no driver has made its device, torch need not be imported to be asked: that takes seconds.
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return 0
     import torch
 
-    return Resources(float(cpus or os.cpu_count() or 1), float(torch.cuda.device_count()), True)
+    return torch.cuda.device_count()
 
 
 def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:

@@ -15,6 +15,7 @@ from small_runs import phantom_dataset, recipe, write_recipe
 from mpma.config import load_config
 from mpma.data.dataset import Dataset
 from mpma.training.run_directory import RunDirectory
+from orchestration.cluster import _GPU_DEVICES
 from orchestration.command import run
 
 PROGRAMS = ("pretrain", "ingest", "tune", "evaluate", "export", "embed")
@@ -79,6 +80,21 @@ def test_help_imports_neither_torch_nor_ray_nor_the_tree(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_check_without_data_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from orchestration.command import run; from orchestration import pretrain; "
+        f"sys.argv = ['pretrain', '--check', '--set', 'training.workers=2', '--runs', {str(tmp_path)!r}]\n"
+        "try: run(pretrain.app)\n"
+        "finally: print([m for m in ('ray', 'transformers', 'timm', 'torchvision', 'pandas', 'sklearn', "
+        "'scipy', 'optuna') if m in sys.modules], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, well, imported = done.stdout.strip().splitlines()
+    assert well == "check: all is well"
+    # Torch alone may be asked for the GPUs of a machine that has a GPU's device.
+    assert imported == f"[] {any(Path(device).exists() for device in _GPU_DEVICES)}"
 
 
 def test_an_unknown_option_is_a_line_and_code_2(terminal: Terminal) -> None:
