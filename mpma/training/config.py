@@ -47,7 +47,8 @@ class TrainingConfig(StrictConfig):
     """How several workers share the model: `ddp` keeps it whole on each, `fsdp2` shards weights, gradients
     and optimiser state over them, for models that do not fit one GPU."""
     compile: bool = False
-    """torch.compile the model."""
+    """torch.compile the model. Compiled code is kept for later programs in ~/.cache/mpma/compile, which is
+    closed to others, or in TORCHINDUCTOR_CACHE_DIR where that is set."""
     gradient_checkpointing: bool = False
     """Recompute encoder activations in the backward pass: less memory, about a third more time."""
     checkpoint_every_steps: int = Field(default=200, ge=1)

@@ -28,6 +28,7 @@ from mpma.data.batches import Batch
 from mpma.errors import JobError
 from mpma.training import checkpoint as checkpoints
 from mpma.training.allocator import give_back_freed_memory
+from mpma.training.compile_cache import keep_compiled_code
 from mpma.training.metrics_log import MetricsLog
 from mpma.training.optimizer import (
     build_optimizer,
@@ -143,6 +144,8 @@ class TrainingLoop:
         )
         if restored is not None:
             load_optimizer_tensors(self.optimizer, self.bare.named_parameters(), restored.optimizer)
+        if self.config.training.compile:
+            keep_compiled_code()
         compiled: Any = torch.compile(self.module) if self.config.training.compile else self.module
         self.stepper: torch.nn.Module = compiled
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=task.device)
