@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.io import decode_jpeg
 
 from mpma.data.counter_hash import uniform
-from mpma.data.decoding import Box, Cropper
+from mpma.data.decoding import Box, Cropper, jpeg_size
 from mpma.errors import UserError
 
 CROPPER = Cropper(size=64, scale_min=0.3, scale_max=0.9, aspect_max=1.3, flip=False, seed=5)
@@ -130,3 +132,35 @@ def test_a_damaged_image_is_one_line_that_names_its_position_and_quotes_nothing(
         CROPPER([good, bad], np.zeros(2, np.int64), np.array([40, 41]), augment=True)
     assert "Jane" not in refused.value.message
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 70), (301, 97)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 300}, {"dpi": (72, 72)}])
+def test_a_jpegs_size_is_read_from_its_header(width: int, height: int, options: dict[str, object]) -> None:
+    out = io.BytesIO()
+    Image.fromarray(smooth_image(width, height)).save(out, "JPEG", **options)
+    assert jpeg_size(out.getvalue()) == (width, height)
+    assert jpeg_size(memoryview(out.getvalue())) == (width, height)
+
+
+def test_what_has_no_frame_header_has_no_size() -> None:
+    whole = encoded(smooth_image(80, 70))
+    assert jpeg_size(encoded(smooth_image(80, 70), "PNG")) is None
+    assert all(jpeg_size(whole[:length]) is None for length in range(40))
+    assert jpeg_size(b"\xff\xd8\xff" + bytes(100)) is None
+
+
+def test_crops_are_the_pixels_of_torchvisions_decoding_and_torchs_resize() -> None:
+    data = [encoded(smooth_image(100 + index, 90 - index, index)) for index in range(8)]
+    epoch, position = counters(8)
+    crops = CROPPER(data, epoch, position, augment=True)
+    draws = uniform(5, "crop", epoch[:, None], position[:, None], np.arange(5))
+    for index, draw in enumerate(draws):
+        with warnings.catch_warnings(action="ignore"):
+            whole = decode_jpeg(torch.frombuffer(bytearray(data[index]), dtype=torch.uint8))
+        left, top, wide, high = CROPPER.box(100 + index, 90 - index, draw)
+        part = whole[None, :, top : top + high, left : left + wide]
+        plain = torch.nn.functional.interpolate(
+            part, (64, 64), mode="bicubic", antialias=True, align_corners=False
+        )
+        assert torch.equal(crops[index], plain[0])
