@@ -11,7 +11,7 @@ Shape letters: B pairs, S pixels of the crop's side, P patches, T tokens, C capa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -23,12 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpma.data.counter_hash import text_hash
 from mpma.data.decoding import Cropper
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
-from mpma.data.pairs import model_text
-from mpma.data.quality import normalised_report
-from mpma.data.rows import PIXELS_COLUMN, encoded_images
+from mpma.data.report_tokens import Reports, encode_reports
+from mpma.data.rows import PIXELS_COLUMN, cut_images, encoded_images
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.model.config import ImageConfig, ReportConfig
 
@@ -197,44 +195,71 @@ class Collator:
     ) -> Batch:
         """The batch of `rows`, which have the columns COLLATED_COLUMNS, and their int64 [B] counters.
 
+        PIXELS_COLUMN may stand in for the image.
+
         `augment` False takes the centre view instead of a random crop. A ratio of 0 hides nothing.
         Raises UserError where an image cannot be decoded.
         """
+        return self.begin(
+            rows,
+            epoch,
+            position,
+            image_mask_ratio=image_mask_ratio,
+            report_mask_ratio=report_mask_ratio,
+            augment=augment,
+            threads=self.decode_threads if self.decode_threads > 1 else 0,
+        )()
+
+    def begin(
+        self,
+        rows: pa.Table,
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        *,
+        image_mask_ratio: float,
+        report_mask_ratio: float,
+        augment: bool,
+        threads: int,
+        reports: Callable[[], Reports] | None = None,
+    ) -> Callable[[], Batch]:
+        """As `collate`, with the images given to `threads` threads at once; the function returned waits
+        for them. Whoever begins the next batch before it asks for this one leaves no thread idle.
+
+        `reports` gives what is already known of the reports. `threads` 0: the function returned decodes.
+        """
         epoch, position = np.asarray(epoch, np.int64), np.asarray(position, np.int64)
-        parts = (rows[name].to_pylist() for name in ("report", "findings", "impression"))
-        texts = [model_text(*text) for text in zip(*parts, strict=True)]
-        if self.decode_threads > 1:
-            # One thread tokenises while the others decode.
-            pending = self._executor.submit(self.tokenizer.encode, texts, self.max_tokens)
-            pixels = self._pixels(rows, epoch, position, augment)
-            tokens = pending.result()
-        else:
-            tokens = self.tokenizer.encode(texts, self.max_tokens)
-            pixels = self._pixels(rows, epoch, position, augment)
-        length = self._bucket(tokens.ids.shape[1])
-        token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
-        word_index = _widened(tokens.word_index, length, -1)
-        hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position, self.mask_draw)
-        masked = torch.from_numpy(np.flatnonzero(hidden))
-        masked_rows, masked_targets = padded_rows(
-            masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(texts), length
-        )
-        return Batch(
-            pixels=pixels,
-            patch_order=torch.from_numpy(patch_order(self.seed, epoch, position, self.patches)),
-            visible=visible_patches(self.patches, image_mask_ratio),
-            token_ids=torch.from_numpy(token_ids),
-            attention=torch.from_numpy(_widened(tokens.attention, length, False)),
-            word_index=torch.from_numpy(word_index),
-            masked_token_ids=torch.from_numpy(np.where(hidden, self.tokenizer.mask_id, token_ids)),
-            masked_rows=masked_rows,
-            masked_targets=masked_targets,
-            masked_count=len(masked),
-            report_hash=torch.tensor([text_hash(normalised_report(text)) for text in texts]),
-            study_hash=torch.tensor([text_hash(study) for study in rows["study_id"].to_pylist()]),
-            position=torch.from_numpy(position.copy()),
-            epoch=torch.from_numpy(epoch.copy()),
-        )
+        pixels = self._pixels(rows, epoch, position, augment, threads)
+
+        def finish() -> Batch:
+            tokens, report_hash, study_hash = (
+                encode_reports(rows, self.tokenizer, self.max_tokens) if reports is None else reports()
+            )
+            length = self._bucket(tokens.ids.shape[1])
+            token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
+            word_index = _widened(tokens.word_index, length, -1)
+            hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position, self.mask_draw)
+            masked = torch.from_numpy(np.flatnonzero(hidden))
+            masked_rows, masked_targets = padded_rows(
+                masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(rows), length
+            )
+            return Batch(
+                patch_order=torch.from_numpy(patch_order(self.seed, epoch, position, self.patches)),
+                visible=visible_patches(self.patches, image_mask_ratio),
+                token_ids=torch.from_numpy(token_ids),
+                attention=torch.from_numpy(_widened(tokens.attention, length, False)),
+                word_index=torch.from_numpy(word_index),
+                masked_token_ids=torch.from_numpy(np.where(hidden, self.tokenizer.mask_id, token_ids)),
+                masked_rows=masked_rows,
+                masked_targets=masked_targets,
+                masked_count=len(masked),
+                report_hash=torch.from_numpy(report_hash),
+                study_hash=torch.from_numpy(study_hash),
+                position=torch.from_numpy(position.copy()),
+                epoch=torch.from_numpy(epoch.copy()),
+                pixels=pixels(),
+            )
+
+        return finish
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -249,16 +274,21 @@ class Collator:
         return ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
 
     def _pixels(
-        self, rows: pa.Table, epoch: NDArray[np.int64], position: NDArray[np.int64], augment: bool
-    ) -> Tensor:
-        side = self.cropper.size
+        self,
+        rows: pa.Table,
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        augment: bool,
+        threads: int,
+    ) -> Callable[[], Tensor]:
         if PIXELS_COLUMN in rows.column_names:
-            crops = [np.frombuffer(value, np.uint8) for value in encoded_images(rows, PIXELS_COLUMN)]
-            return torch.from_numpy(np.stack(crops).reshape(-1, 1, side, side))
+            side = self.cropper.size
+            return lambda: torch.from_numpy(cut_images(rows).reshape(-1, 1, side, side))
         images = encoded_images(rows)
-        threads = self.decode_threads
-        executor = self._executor if threads > 1 else None
-        return self.cropper(images, epoch, position, augment=augment, executor=executor, threads=threads)
+        executor = self._executor if threads else None
+        return self.cropper.begin(
+            images, epoch, position, augment=augment, executor=executor, threads=threads
+        )
 
     def _bucket(self, length: int) -> int:
         """T: the smallest quarter of max_tokens that holds `length` tokens."""

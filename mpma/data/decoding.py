@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -81,6 +81,19 @@ class Cropper:
         images are shared out in parts; the pixels do not depend on it. Raises `UserError` naming the
         position in the batch where an image cannot be decoded.
         """
+        return self.begin(images, epoch, position, augment=augment, executor=executor, threads=threads)()
+
+    def begin(
+        self,
+        images: Sequence[bytes | memoryview],
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        *,
+        augment: bool,
+        executor: Executor | None,
+        threads: int,
+    ) -> Callable[[], Tensor]:
+        """As a call; the work is given to the executor at once, and the function returned waits for it."""
         out = torch.empty(len(images), 1, self.size, self.size, dtype=torch.uint8)
         crops = out.numpy()
         draws = (
@@ -98,14 +111,20 @@ class Cropper:
                         "a shard is damaged: restore it from a copy or ingest the archive again",
                     ) from error
 
-        if executor is None:
-            decode(0, len(images))
-        else:
-            parts = min(len(images), threads * _SHARES_PER_THREAD)
-            edges = np.linspace(0, len(images), parts + 1).astype(int).tolist()
-            for done in [executor.submit(decode, first, last) for first, last in pairwise(edges)]:
-                done.result()
-        return out
+        parts: list[Future[None]] = []
+        if executor is not None:
+            count = min(len(images), threads * _SHARES_PER_THREAD)
+            edges = np.linspace(0, len(images), count + 1).astype(int).tolist()
+            parts = [executor.submit(decode, first, last) for first, last in pairwise(edges)]
+
+        def finish() -> Tensor:
+            if executor is None:
+                decode(0, len(images))
+            for part in parts:
+                part.result()
+            return out
+
+        return finish
 
     def box(self, width: int, height: int, draws: NDArray[np.float64] | None) -> Box:
         """The crop of an image of `width` x `height` pixels from float64 [5] draws; None: the centre view."""

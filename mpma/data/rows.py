@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 COLLATED_COLUMNS: Final = ("image", "report", "findings", "impression", "study_id")
 """Columns that are read for a batch."""
@@ -16,3 +18,14 @@ PIXELS_COLUMN: Final = "pixels"
 def encoded_images(rows: pa.Table, column: str = "image") -> list[memoryview]:
     """The values of a binary column without a copy."""
     return [memoryview(value.as_buffer()) for value in rows[column]]
+
+
+def cut_images(rows: pa.Table) -> NDArray[np.uint8]:
+    """uint8 [n, S * S]: the values of PIXELS_COLUMN, copied once."""
+    bytes_each = rows.schema.field(PIXELS_COLUMN).type.byte_width
+    chunks = [
+        # One value as a scalar would be a copy already.
+        np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, bytes_each)[chunk.offset :][: len(chunk)]
+        for chunk in rows[PIXELS_COLUMN].chunks
+    ]
+    return np.concatenate(chunks)

@@ -24,8 +24,8 @@ from mpma.data.storage import Storage, open_storage
 from mpma.data.tokenizer import ReportTokenizer, train_tokenizer
 from mpma.errors import JobError, UserError
 from mpma.model.config import ImageConfig, ReportConfig
-from orchestration import streams
-from orchestration.reading import Piece, Source, read_or_say_why, read_pieces, requests
+from orchestration import blocks, streams
+from orchestration.reading import Source, read_pieces, requests
 from orchestration.row_store import RowStore, plan_pieces
 
 ROWS_PER_SHARD = (150, 64, 83)
@@ -147,19 +147,9 @@ def expected(split: Split, collator: Collator, step: int) -> Batch:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many executions of a few tasks with two or three row groups each; a small head."""
-    monkeypatch.setattr(streams, "TASK_BYTES", 250_000)
+    monkeypatch.setattr(blocks, "TASK_BYTES", 250_000)
     monkeypatch.setattr(streams, "_HEAD_BYTES", 250_000)
-    monkeypatch.setattr(streams, "_PIECES_PER_EXECUTION", 5)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read tasks answered by the reading thread itself, so that no Ray is needed."""
-
-    def execute(tasks: list[list[Piece]], source: Source) -> Iterator[pa.Table]:
-        return (read_or_say_why(requests(task), source) for task in tasks)
-
-    monkeypatch.setattr(streams, "_execute", execute)
+    monkeypatch.setattr(blocks, "_PIECES_PER_EXECUTION", 5)
 
 
 # --- through Ray Data --------------------------------------------------------------------------
@@ -182,9 +172,12 @@ def test_the_stream_gives_the_batches_of_the_sample_order_across_epochs(
 
 
 @pytest.mark.usefixtures("ray_local", "small_tasks")
-def test_a_shard_that_tears_in_a_read_task_is_named_in_one_line(tmp_path: Path, collator: Collator) -> None:
+@pytest.mark.parametrize("decode", ["collate", "read"])
+def test_a_shard_that_tears_while_it_is_read_is_named_in_one_line(
+    tmp_path: Path, collator: Collator, decode: streams.Decode
+) -> None:
     torn = write_split(tmp_path)
-    stream = opened(torn, collator)
+    stream = opened(torn, collator, decode=decode)
     next(stream)
     data = (tmp_path / "train/00002.parquet").read_bytes()
     (tmp_path / "train/00002.parquet").write_bytes(data[: len(data) // 2])
@@ -198,14 +191,24 @@ def test_a_shard_that_tears_in_a_read_task_is_named_in_one_line(tmp_path: Path, 
 # --- without Ray -------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("in_process", "small_tasks")
+@pytest.mark.usefixtures("small_tasks")
+def test_several_threads_read_from_another_machine_in_the_order_of_need(
+    split: Split, collator: Collator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Storage, "is_local", property(lambda storage: False))
+    batches = list(opened(split, collator, stop=30))
+    for step, batch in enumerate(batches):
+        assert_same_batch(batch, expected(split, collator, step))
+
+
+@pytest.mark.usefixtures("small_tasks")
 def test_a_stream_opened_at_a_step_is_the_tail_of_the_unbroken_one(split: Split, collator: Collator) -> None:
     tail = list(opened(split, collator, start=25, stop=34))
     for offset, batch in enumerate(tail):
         assert_same_batch(batch, expected(split, collator, 25 + offset))
 
 
-@pytest.mark.usefixtures("in_process", "small_tasks")
+@pytest.mark.usefixtures("small_tasks")
 def test_the_workers_shares_in_rank_order_are_the_global_batch(split: Split, collator: Collator) -> None:
     shares = [list(opened(split, collator, stop=20, rank=rank, world=2)) for rank in range(2)]
     for step, parts in enumerate(zip(*shares, strict=True)):
@@ -230,7 +233,7 @@ def test_no_progress_ends_the_job_with_where_to_look(
         release.wait(20)
         yield from ()
 
-    monkeypatch.setattr(streams, "_execute", stuck)
+    monkeypatch.setattr(blocks, "blocks_of", stuck)
     monkeypatch.setattr(streams, "_HEAD_BYTES", 0)
     monkeypatch.setattr(streams.BatchStream, "no_progress_seconds", 0.5)
     began = time.monotonic()
@@ -251,12 +254,11 @@ def test_an_error_behind_the_stream_reaches_its_consumer(
         (AssertionError("a defect"), AssertionError, "a defect"),
         (ray_error("address 10.0.0.7"), JobError, r"read tasks failed \(NodeDiedError\)$"),
     ):
-        monkeypatch.setattr(streams, "_execute", _raising(error))
+        monkeypatch.setattr(blocks, "blocks_of", _raising(error))
         with pytest.raises(expected_error, match=words):
             next(opened(split, collator))
 
 
-@pytest.mark.usefixtures("in_process")
 def test_closing_ends_the_threads_and_the_iteration(split: Split, collator: Collator) -> None:
     before = set(threading.enumerate())
     stream = opened(split, collator, cache_bytes=2**30)
@@ -269,7 +271,6 @@ def test_closing_ends_the_threads_and_the_iteration(split: Split, collator: Coll
         next(stream)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_time_spent_waiting_is_counted_and_time_spent_elsewhere_is_not(
     split: Split, collator: Collator
 ) -> None:
