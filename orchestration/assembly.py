@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,8 @@ from mpma.training.pictures import PictureDrawer
 from mpma.training.run_directory import PICTURES, RunDirectory
 from mpma.training.schedule import image_mask_ratio
 from mpma.training.validation import Validator
-from orchestration.streams import BatchStream, choose_decode, open_stream
+from orchestration.decode_placement import choose_decode, try_out
+from orchestration.streams import BatchStream, open_stream
 
 
 class Parts:
@@ -65,26 +67,42 @@ class Parts:
         return model, facts
 
     def open_stream(
-        self, step: int, rank: int, world: int, device: torch.device, until: int | None = None
+        self,
+        step: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        until: int | None = None,
+        note: Callable[[str], None] = lambda line: None,
     ) -> BatchStream:
-        """This worker's batches from a step on, to the run's end or to `until`."""
-        decode, _ = choose_decode(self.config.data, device.type)
+        """This worker's batches from a step on, to the run's end or to `until`.
+
+        `note` is told where images are decoded, and why.
+        """
+        data = self.config.data
+        collator = Collator(
+            self.tokenizer,
+            self.config.image,
+            self.config.report,
+            self.config.training.seed,
+            self.target_scale,
+            data.decode_threads,
+        )
+        trial = None
+        if data.decode == "auto":
+            shards = self.dataset.shards("train")
+            trial = try_out(self.dataset.storage, shards, collator.cropper, data.decode_threads)
+        decode, reason = choose_decode(data, device.type, trial, spare_cpus())
+        note(reason)
         return open_stream(
             self.dataset,
             self.order,
-            Collator(
-                self.tokenizer,
-                self.config.image,
-                self.config.report,
-                self.config.training.seed,
-                self.target_scale,
-                self.config.data.decode_threads,
-            ),
+            collator,
             rank=rank,
             world=world,
             start_step=step,
             stop_step=until or self.config.training.steps,
-            data=self.config.data,
+            data=data,
             mask_ratios=self.mask_ratios,
             decode=decode,
             pin_memory=device.type == "cuda",
@@ -128,6 +146,12 @@ class Parts:
             synthetic=synthetic,
             precision=precision,
         )
+
+
+def spare_cpus() -> float:
+    """CPUs of the Ray that this process is connected to which nothing has reserved; 0 without Ray."""
+    ray = sys.modules.get("ray")
+    return float(ray.available_resources().get("CPU", 0)) if ray and ray.is_initialized() else 0.0
 
 
 def choose_target_scale(config: ExperimentConfig, short_side_median: int) -> tuple[int, str]:

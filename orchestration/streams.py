@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -34,14 +34,13 @@ from mpma.data.config import DataConfig
 from mpma.data.sample_order import SampleOrder
 from mpma.errors import JobError
 from orchestration import blocks
+from orchestration.decode_placement import Decode
 
 if TYPE_CHECKING:
     from mpma.data.batches import Batch, Collator
     from mpma.data.dataset_info import ShardInfo
     from mpma.data.storage import Storage
     from orchestration.reading import Piece, Source
-
-Decode = Literal["collate", "read"]
 
 _BATCHES_BEGUN: Final = 2
 """Batches whose images are being decoded at once."""
@@ -50,18 +49,6 @@ _HEAD_BYTES: Final = 256_000_000
 _PIECES_PER_TASK: Final = 256
 _POLL_SECONDS: Final = 0.2
 _JOIN_SECONDS: Final = 2.0
-
-
-def choose_decode(data: DataConfig, device: str) -> tuple[Decode, str]:
-    """Where images are decoded (`collate` or `read`), and the reason in words."""
-    if data.decode != "auto":
-        return data.decode, f"decode: {data.decode} (as configured)"
-    if device == "cuda":
-        return "read", "decode: in read tasks (a GPU takes more than one process can decode)"
-    return (
-        "collate",
-        "decode: in the training process (on CPU it starts at once and can keep what it has read)",
-    )
 
 
 def open_stream(

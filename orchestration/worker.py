@@ -119,7 +119,7 @@ def run_worker(
             if plan.keep_parts
             else (lambda: parts.build_validator(device, rank, world, plan.precision))
         ),
-        open_stream=lambda step: parts.open_stream(step, rank, world, device, plan.until),
+        open_stream=lambda step: parts.open_stream(step, rank, world, device, plan.until, events.note),
         draw_pictures=parts.picture_drawer(run, device, plan.precision) if rank == 0 else None,
         stop_asked=stop_asked,
         until=plan.until,

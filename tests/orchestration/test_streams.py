@@ -346,14 +346,6 @@ def test_a_shard_with_other_row_groups_than_promised_is_refused(split: Split) ->
         read_pieces(requests(pieces), Source.of(split.storage, split.files, None))
 
 
-def test_the_place_of_decoding_is_chosen_with_a_reason() -> None:
-    assert streams.choose_decode(DataConfig(), "cpu")[0] == "collate"
-    assert streams.choose_decode(DataConfig(), "cuda")[0] == "read"
-    choice, reason = streams.choose_decode(DataConfig(decode="read"), "cpu")
-    assert choice == "read"
-    assert "configured" in reason
-
-
 def _raising(error: Exception) -> Callable[..., Iterator[pa.Table]]:
     def execute(*_: object) -> Iterator[pa.Table]:
         raise error
