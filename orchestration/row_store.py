@@ -2,8 +2,8 @@
 
 Decisions: chunks are asked for in the order of first need, so whoever waits for a batch waits for what
 comes next. Rows are held as Arrow tables; a window is laid in its order of use once, by one copy, and
-a batch is then a concatenation of slices. A share that is small enough is kept whole; otherwise a
-window's rows are let go when the next window of its lane is opened.
+a batch is then a concatenation of slices. A window's rows are let go when the next window of its lane is
+opened. (A share that is small enough is kept whole: `orchestration.kept_rows`.)
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import pyarrow as pa
 
 from mpma.data.sample_order import SampleOrder, StepRows, Window, step_rows
 from orchestration.reading import Piece
-
-_ANY_EPOCH = -1
 
 
 def plan_pieces(
@@ -56,22 +54,19 @@ def plan_pieces(
 class RowStore:
     """Rows that have been read and are still needed, by lane."""
 
-    def __init__(self, order: SampleOrder, lanes: range, *, keep: bool) -> None:
-        self._order, self._lanes, self._keep = order, lanes, keep
+    def __init__(self, order: SampleOrder, lanes: range) -> None:
+        self._order, self._lanes = order, lanes
         self._chunks: dict[tuple[int, int, int], pa.Table] = {}
         self._windows: dict[tuple[int, int], pa.Table] = {}
 
     def add(self, piece: Piece, rows: pa.Table) -> None:
         """Take the rows of a piece, in file order."""
-        self._chunks[self._key(piece.chunk.lane, piece.epoch, piece.chunk.number)] = (
-            # A slice of a block would keep the whole block in the object store.
-            rows.take(pa.array(np.arange(len(rows)))) if self._keep else rows
-        )
+        self._chunks[piece.chunk.lane, piece.epoch, piece.chunk.number] = rows
 
     def lacks(self, step: int) -> bool:
         """Whether a chunk that `step` draws from has not come yet."""
         return any(
-            self._key(window.lane, window.epoch, chunk) not in self._chunks
+            (window.lane, window.epoch, chunk) not in self._chunks
             for lane in self._lanes
             for window, _, _ in self._order.parts(step, lane)
             if (lane, window.start) not in self._windows
@@ -91,13 +86,9 @@ class RowStore:
         return pa.concat_tables(slices), step_rows(parts)
 
     def _opened(self, window: Window) -> pa.Table:
-        """The window's rows in their order of use; its chunks are let go unless they are kept."""
+        """The window's rows in their order of use; its chunks are let go."""
         ready = self._windows.get((window.lane, window.start))
         if ready is not None:
             return ready
-        keys = [self._key(window.lane, window.epoch, chunk) for chunk in window.chunks]
-        held = [self._chunks[key] if self._keep else self._chunks.pop(key) for key in keys]
+        held = [self._chunks.pop((window.lane, window.epoch, chunk)) for chunk in window.chunks]
         return pa.concat_tables(held).take(pa.array(window.take))
-
-    def _key(self, lane: int, epoch: int, chunk: int) -> tuple[int, int, int]:
-        return lane, _ANY_EPOCH if self._keep else epoch, chunk

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from mpma.data.batches import Batch, Collator
     from mpma.data.dataset_info import ShardInfo
     from mpma.data.storage import Storage
+    from orchestration.kept_rows import KeptRows
     from orchestration.reading import Piece, Source
+    from orchestration.row_store import RowStore
 
 _BATCHES_BEGUN: Final = 2
 """Batches whose images are being decoded at once."""
@@ -122,7 +124,7 @@ class BatchStream:
         prefetch_batches: int,
         pin_memory: bool,
     ) -> None:
-        from mpma.data.report_tokens import ReportMemory
+        from orchestration.kept_rows import KeptRows
         from orchestration.row_store import RowStore, plan_pieces
 
         self.wait_seconds = 0.0
@@ -132,9 +134,9 @@ class BatchStream:
         self._row_bytes = row_bytes
         # Orders keep windows they have made; each thread gets its own.
         own_order = copy.deepcopy(order)
-        self._store = RowStore(own_order, lanes, keep=keep)
-        share = range(order.lane_rows(lanes[0]).start, order.lane_rows(lanes[-1]).stop)
-        self._reports = ReportMemory(collator.tokenizer, collator.max_tokens, share) if keep else None
+        self._kept = KeptRows(own_order, lanes, collator.tokenizer, collator.max_tokens) if keep else None
+        self._rows = RowStore(own_order, lanes)
+        self._store: KeptRows | RowStore = self._kept or self._rows
         self._pieces = plan_pieces(
             copy.deepcopy(order), lanes, *steps, keep=keep, with_positions=source.cropper is not None
         )
@@ -215,18 +217,29 @@ class BatchStream:
         return True
 
     def _begin(self, step: int) -> Callable[[], Batch]:
-        rows, numbers = self._store.rows(step)
         image_ratio, report_ratio = self._mask_ratios(step)
-        known = self._reports
+        threads = self._collator.decode_threads
+        if self._kept is not None:
+            _, epoch, position = self._kept.numbers(step)
+            return self._collator.put_together(
+                self._collator.begin_crops(
+                    self._kept.images(step), epoch, position, augment=True, threads=threads
+                ),
+                self._kept.reports(step),
+                epoch,
+                position,
+                image_mask_ratio=image_ratio,
+                report_mask_ratio=report_ratio,
+            )
+        rows, (_, epoch, position) = self._rows.rows(step)
         return self._collator.begin(
             rows,
-            numbers.epoch,
-            numbers.position,
+            epoch,
+            position,
             image_mask_ratio=image_ratio,
             report_mask_ratio=report_ratio,
             augment=True,
-            threads=self._collator.decode_threads,
-            reports=None if known is None else lambda: known.encode(rows, numbers.row),
+            threads=threads,
         )
 
     def _read_head(self) -> None:

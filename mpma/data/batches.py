@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mpma.data.decoding import Cropper
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
-from mpma.data.report_tokens import Reports, encode_reports
+from mpma.data.report_tokens import Reports, encode_reports, texts_of
 from mpma.data.rows import PIXELS_COLUMN, cut_images, encoded_images
 from mpma.data.tokenizer import ReportTokenizer
 from mpma.model.config import ImageConfig, ReportConfig
@@ -220,27 +220,58 @@ class Collator:
         report_mask_ratio: float,
         augment: bool,
         threads: int,
-        reports: Callable[[], Reports] | None = None,
     ) -> Callable[[], Batch]:
         """As `collate`, with the images given to `threads` threads at once; the function returned waits
         for them. Whoever begins the next batch before it asks for this one leaves no thread idle.
 
-        `reports` gives what is already known of the reports. `threads` 0: the function returned decodes.
+        `threads` 0: the function returned decodes.
         """
+        return self.put_together(
+            self._pixels(rows, epoch, position, augment, threads),
+            lambda: encode_reports(texts_of(rows), self.tokenizer, self.max_tokens),
+            epoch,
+            position,
+            image_mask_ratio=image_mask_ratio,
+            report_mask_ratio=report_mask_ratio,
+        )
+
+    def begin_crops(
+        self,
+        images: Sequence[bytes | memoryview],
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        *,
+        augment: bool,
+        threads: int,
+    ) -> Callable[[], Tensor]:
+        """Give encoded images to `threads` threads; the function returned waits for uint8 [B,1,S,S]."""
+        executor = self._executor if threads else None
+        return self.cropper.begin(
+            images, epoch, position, augment=augment, executor=executor, threads=threads
+        )
+
+    def put_together(
+        self,
+        pixels: Callable[[], Tensor],
+        reports: Callable[[], Reports],
+        epoch: NDArray[np.int64],
+        position: NDArray[np.int64],
+        *,
+        image_mask_ratio: float,
+        report_mask_ratio: float,
+    ) -> Callable[[], Batch]:
+        """What makes the batch of pairs whose crops and reports are given by functions; crops come last."""
         epoch, position = np.asarray(epoch, np.int64), np.asarray(position, np.int64)
-        pixels = self._pixels(rows, epoch, position, augment, threads)
 
         def finish() -> Batch:
-            tokens, report_hash, study_hash = (
-                encode_reports(rows, self.tokenizer, self.max_tokens) if reports is None else reports()
-            )
+            tokens, report_hash, study_hash = reports()
             length = self._bucket(tokens.ids.shape[1])
             token_ids = _widened(tokens.ids, length, self.tokenizer.pad_id)
             word_index = _widened(tokens.word_index, length, -1)
             hidden = hidden_pieces(word_index, report_mask_ratio, self.seed, epoch, position, self.mask_draw)
             masked = torch.from_numpy(np.flatnonzero(hidden))
             masked_rows, masked_targets = padded_rows(
-                masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(rows), length
+                masked, torch.from_numpy(token_ids.reshape(-1))[masked], len(position), length
             )
             return Batch(
                 patch_order=torch.from_numpy(patch_order(self.seed, epoch, position, self.patches)),
@@ -284,11 +315,7 @@ class Collator:
         if PIXELS_COLUMN in rows.column_names:
             side = self.cropper.size
             return lambda: torch.from_numpy(cut_images(rows).reshape(-1, 1, side, side))
-        images = encoded_images(rows)
-        executor = self._executor if threads else None
-        return self.cropper.begin(
-            images, epoch, position, augment=augment, executor=executor, threads=threads
-        )
+        return self.begin_crops(encoded_images(rows), epoch, position, augment=augment, threads=threads)
 
     def _bucket(self, length: int) -> int:
         """T: the smallest quarter of max_tokens that holds `length` tokens."""

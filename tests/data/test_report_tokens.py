@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mpma.data import report_tokens
-from mpma.data.report_tokens import ReportMemory, Reports, encode_reports
+from mpma.data.report_tokens import ReportMemory, Reports, Text, encode_reports, texts_of
 from mpma.data.tokenizer import ReportTokenizer, train_tokenizer
 
 COUNT = 30
@@ -35,22 +38,26 @@ def assert_same(found: Reports, wanted: Reports) -> None:
 
 def test_remembered_reports_are_those_that_are_encoded_anew(tokenizer: ReportTokenizer) -> None:
     rows, memory = some_rows(), ReportMemory(tokenizer, 12, range(100, 100 + COUNT))
+    memory.add(110, rows.slice(10))
+    memory.add(100, rows.slice(0, 10))
     generator = np.random.default_rng(0)
     for _ in range(12):
         taken = generator.permutation(COUNT)[:8]
-        part = pa.concat_tables([rows.take(pa.array(taken[:3])), rows.take(pa.array(taken[3:]))])
-        assert_same(memory.encode(part, taken + 100), encode_reports(part, tokenizer, 12))
+        wanted = encode_reports(texts_of(rows.take(pa.array(taken))), tokenizer, 12)
+        assert_same(memory.encode(taken + 100), wanted)
 
 
 def test_a_row_is_encoded_once(tokenizer: ReportTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
 
-    def counted(rows: pa.Table, *rest: object) -> Reports:
-        encoded.append(len(rows))
-        return encode_reports(rows, *rest)  # type: ignore[arg-type]
+    def counted(texts: Sequence[Text], *rest: Any) -> Reports:
+        encoded.append(len(texts))
+        return encode_reports(texts, *rest)
 
     monkeypatch.setattr(report_tokens, "encode_reports", counted)
-    rows, memory = some_rows(), ReportMemory(tokenizer, 12, range(COUNT))
+    memory = ReportMemory(tokenizer, 12, range(COUNT))
+    memory.add(0, some_rows())
     for first in (0, 5, 10, 0):
-        memory.encode(rows.slice(first, 10), np.arange(first, first + 10))
-    assert encoded == [10, 5, 5]
+        memory.encode(np.arange(first, first + 10))
+    memory.encode(np.array([29, 29]))
+    assert encoded == [10, 5, 5, 1]

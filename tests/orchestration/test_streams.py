@@ -304,7 +304,7 @@ def test_pieces_come_in_the_order_of_need_and_kept_ones_once(split: Split, keep:
 
 def test_a_store_that_keeps_nothing_holds_little_more_than_a_window_per_lane(split: Split) -> None:
     order = an_order(split)
-    store = RowStore(order, range(LANES), keep=False)
+    store = RowStore(order, range(LANES))
     source = Source.of(split.storage, split.files, None)
     pieces = plan_pieces(order, range(LANES), 0, None, keep=False, with_positions=False)
     for step in range(60):
