@@ -46,11 +46,11 @@ class DataConfig(StrictConfig):
     """Row groups of a lane that are shuffled together; memory grows with lanes * window."""
     decode: Literal["auto", "collate", "read"] = "auto"
     """Where images are decoded: in the training process's threads (`collate`) or in Ray Data's read
-    tasks (`read`). `auto`: collate on CPU, read beside a GPU."""
+    tasks (`read`). `auto`: a trial of a tenth of a second decides; the run says which, and why."""
     decode_threads: int = Field(default=2, ge=1, le=128)
     """Threads that decode in the training process where decode is `collate`."""
     prefetch_batches: int = Field(default=2, ge=1, le=64)
     """Batches prepared ahead of the step."""
     cache_bytes: int = Field(default=256_000_000, ge=0, le=2**50)
     """A worker whose share of the training split, encoded, is at most this large keeps it in memory after
-    the first epoch and reads no more (decode `collate` only). 0: never."""
+    the first epoch, and reads and tokenises no more (decode `collate` only). 0: never."""
