@@ -36,7 +36,7 @@ def first_batch(tell: Tell, figure: str, opened: Opened, repeats: int) -> None:
     tell(figures.of(figure, samples[1:], figures.SECONDS, {"warm": True}))
 
 
-def memory(tell: Tell, name: str, opened: Opened, batches: int) -> None:
+def memory(tell: Tell, figure: str, opened: Opened, batches: int) -> None:
     """Memory added by an epoch, and what is held."""
     stream, held = opened(), []
     for _ in range(EPOCHS):
@@ -47,8 +47,4 @@ def memory(tell: Tell, name: str, opened: Opened, batches: int) -> None:
     later = np.array(held[1:], float)
     slope = float(np.polyfit(np.arange(len(later)), later, 1)[0])
     settings = {"epochs": EPOCHS, "megabytes": [round(value / 1e6) for value in held]}
-    tell(
-        figures.of(
-            f"streams/memory_growth_per_epoch/{name}", [slope / later.mean()], figures.FRACTION, settings
-        )
-    )
+    tell(figures.of(figure, [slope / later.mean()], figures.FRACTION, settings))

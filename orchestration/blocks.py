@@ -1,10 +1,11 @@
 """Blocks of rows in the order in which a stream needs them: read here, or by Ray Data's tasks.
 
 Decisions
-- Whose images are decoded by the training process reads them itself, in one thread: Arrow reads a thousand
-  encoded pairs in a few hundredths of a second and lets go of the interpreter's lock, while Ray Data's
-  scheduling thread and its copies took two thirds of the CPU time of such a stream (460 pairs/s, 2,400
-  without). From another machine four threads read, since each mostly waits.
+- Whose images are decoded by the training process reads them itself, in one thread: Arrow
+  lets go of the interpreter's lock, while Ray Data's scheduling thread held it and took two thirds of the
+  CPU time of such a stream (0.22 of torch's DataLoader on the same pairs; without it, with batches
+  begun early, 0.8: `python -m benchmarks.streams`). From another machine four threads read, since each
+  mostly waits.
 - What is decoded where it is read is read by Ray Data: about 25 MB a task, in executions of about a
   thousand row groups, so that an endless order needs no endless list. Ray Data's Parquet reader is not
   used: it starts a pool of actors at every execution and cannot begin at a given pair. Its limit on the

@@ -7,8 +7,8 @@ Decisions
 - On a CPU the tasks would take the same cores as the step, and cost copies and a process besides. Threads
   are taken, unless the trial shows that they do not run side by side.
 - Beside a GPU whichever makes more images a second is taken: the threads as measured, or the CPUs that
-  Ray has besides the training workers, each at four fifths of what one thread was measured at (the rest
-  goes to moving the pixels: `python -m benchmarks.streams`).
+  Ray has besides the training workers, each at four fifths of what one thread was measured at: tasks gave
+  0.79 of what as many threads gave (`python -m benchmarks.streams`).
 - Where the configuration names the place there is no trial. A process tries out the same images once.
 """
 

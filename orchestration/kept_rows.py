@@ -1,8 +1,8 @@
 """A worker's share of the split kept whole: encoded images and reports by row number.
 
-Decisions: a batch is picked from lists by row number, so no table is cut and joined and no image copied;
-that took a sixth of a batch's time, all of it under the interpreter's lock. Images stay where Arrow has read
-them. A report stays text until its row is first needed, since the first batch waits for the whole share.
+Decisions: a batch is picked from lists by row number, so no table is cut and joined, which
+held the interpreter's lock, and no image copied. Images stay where Arrow has read them. A
+report stays text until its row is first needed, since the first batch waits for the whole share.
 """
 
 from __future__ import annotations

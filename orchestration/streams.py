@@ -6,8 +6,7 @@ Decisions
 - The first batches' rows are read at once by the thread that puts batches together, with the same
   function, up to 256 MB: Ray Data's first task needs some seconds to start.
 - The images of the next batch are given to the decoding threads before the present batch is asked for, so
-  that no thread waits for the slowest of a batch: two threads made 1,930 pairs/s with a wait between
-  batches and 2,500 without.
+  that no thread waits for the slowest of a batch.
 - A share of the split that fits `data.cache_bytes` (encoded, per worker) is kept once it has been read,
   with the tokens of its reports, and nothing is read after the first epoch. Only where images are decoded
   by the worker: crops made in read tasks differ from epoch to epoch.

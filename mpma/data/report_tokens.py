@@ -1,8 +1,8 @@
 """Reports of rows as tokens and hashes, and a memory of those that come again.
 
 Decisions: a share of the split that is kept in memory keeps the tokens of its reports too. They take under
-a kilobyte a pair beside tens for the image, and tokenising anew in every epoch costs a tenth of a batch for
-short reports and a third for long ones. Rows are known by their number in the split, never by their text.
+a kilobyte a pair beside tens for the image, and a report is not tokenised anew in every epoch. Rows
+are known by their number in the split, never by their text.
 """
 
 from __future__ import annotations
