@@ -26,7 +26,7 @@ from torch.nn import functional
 _LONGEST = 512
 """Keys from which the weights would not stay in a CPU's cache."""
 _TRITON = find_spec("triton") is not None
-_LARGEST_KEYS_OF_KERNELS = {32: 256, 64: 256, 128: 128}
+_LARGEST_KEYS_OF_KERNELS = {32: 256, 64: 256, 128: 64}
 """By width of a head, as many keys as backward can hold in registers; as many queries are taken."""
 _SHARED_MEMORY = 160 * 1024
 """Bytes that a program may need of what a multiprocessor has: A100, H100 and later; not consumer cards."""

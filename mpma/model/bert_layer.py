@@ -28,12 +28,15 @@ def bert_layer(layer: nn.Module, states_BTE: Tensor, mask_B11T: Tensor) -> Tenso
     """
     if type(layer) is not BertLayer:
         return cast(Tensor, layer(states_BTE, mask_B11T))
-    attention: Any = layer.attention
+    attention, feed_forward, output = (
+        cast(Any, layer.attention),
+        cast(Any, layer.intermediate),
+        cast(Any, layer.output),
+    )
     read = _self_attention(attention.self, states_BTE, mask_B11T)
     states = attention.output.dense(read) + states_BTE
     states = in_autocast_dtype(attention.output.LayerNorm(states))
-    wide = layer.intermediate(states)
-    return in_autocast_dtype(layer.output.LayerNorm(layer.output.dense(wide) + states))
+    return in_autocast_dtype(output.LayerNorm(output.dense(feed_forward(states)) + states))
 
 
 def _self_attention(attention: Any, states_BTE: Tensor, mask_B11T: Tensor) -> Tensor:

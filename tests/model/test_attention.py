@@ -1,6 +1,13 @@
-"""Attention of short sequences: the numbers and gradients of torch's own, in float64."""
+"""Attention of short sequences: the numbers and gradients of torch's own; the GPU's kernels, interpreted."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +16,15 @@ from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional
 
+import mpma
 from mpma.model import attention as short
-from mpma.model.attention import SelfAttention, attention, with_short_attention
+from mpma.model.attention import (
+    SelfAttention,
+    attention,
+    cross_attention,
+    self_attention,
+    with_short_attention,
+)
 
 B, H, T, C, F = 2, 3, 5, 7, 4
 
@@ -81,3 +95,34 @@ def test_attention_with_dropout_or_norms_of_queries_stays_timms() -> None:
 
 def test_the_model_holds_no_other_self_attention_of_timm() -> None:
     assert not [name for name, module in small_model().named_modules() if isinstance(module, Attention)]
+
+
+def test_packed_attention_is_attention_of_its_parts() -> None:
+    draw = torch.Generator().manual_seed(0)
+    qkv, kv = torch.randn(B, T, 3, H, F, generator=draw), torch.randn(B, C, 2, H, F, generator=draw)
+    mask = torch.arange(T)[None] < torch.tensor([[T], [2]])
+    queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
+    expected = attention(queries, keys, values, mask[:, None, None, :]).transpose(1, 2).flatten(2)
+    assert torch.equal(self_attention(qkv, mask), expected)
+    keys, values = (part.transpose(1, 2) for part in kv.unbind(2))
+    expected = attention(queries, keys, values).transpose(1, 2).flatten(2)
+    assert torch.equal(cross_attention(qkv[:, :, 0], kv), expected)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernels_of_the_gpu_are_exact_attention_forward_and_backward() -> None:
+    script = Path(__file__).with_name("interpreted_attention.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(mpma.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines.pop() == {"traced": True}
+    assert len(lines) == 14
+    for line in lines:
+        dtype = line["case"][0]
+        tolerance = {"torch.float32": 2e-6, "torch.float16": 1e-3}[dtype]
+        assert max(line["errors"]) < tolerance, line
+        assert line["finite"], line
+        assert set(line["dtypes"]) == {dtype}, line

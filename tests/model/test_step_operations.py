@@ -1,4 +1,4 @@
-"""The operations that a step counts, against hand arithmetic, and what a weight of 0 or short reports save."""
+"""A step's counted operations against hand arithmetic, and what a weight of 0 or short reports save."""
 
 from __future__ import annotations
 
