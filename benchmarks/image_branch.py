@@ -1,11 +1,13 @@
-"""Our image branch against the masked autoencoder of transformers, in one process and in turns.
+"""Our image branch against the masked autoencoder of transformers, each in its own process, in turns.
 
-    python -m benchmarks.image_branch [--batch 8] [--threads 2] [--steps 9]
+    python -m benchmarks.image_branch [--batch 8] [--threads 2] [--steps 9] [--kept-memory-for-all]
 
 Both train a ViT-B/16 at 224 pixels with three quarters of the patches hidden and a decoder of 8 blocks of
 512 with 16 heads, from one batch of normalised fp32 pixels: draw which patches are hidden, encode the visible
 ones, decode all, mean squared error over the hidden ones, backward pass, fused AdamW. Sizes, masking,
-optimiser, dtype and the process with its kept memory are the same.
+optimiser, dtype and threads are the same. One process computes while the others wait. Ours keeps the memory
+that its steps free, as every program of ours does (mpma/training/allocator.py); theirs runs as torch does,
+unless `--kept-memory-for-all` shows what is left of the difference then.
 
 - `equal_maths`: ViTMAEForPreTraining with one channel and standardised target patches. Parameters are equal
   one for one; the operations differ by what it computes and throws away (patch embedding of hidden patches,
@@ -19,7 +21,9 @@ A ratio is their seconds over ours, so above 1 ours is faster.
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import torch
@@ -122,27 +126,62 @@ class Trained:
         return {"parameters": parameters, "gflop_per_pair": round(per_pair, 3)}
 
 
+NAMES: Final = ("ours", "vit_mae_one_channel", "vit_mae_rgb")
+
+
+def branch_of(name: str, batch: int) -> Trained:
+    """One of `NAMES` with a batch of noise."""
+    grey, colour = ViTMAEConfig(num_channels=1, norm_pix_loss=True), ViTMAEConfig()
+    side = grey.image_size
+    if name == "vit_mae_rgb":
+        return Trained.of(TheirBranch(colour).train(), torch.randn(batch, 3, side, side))
+    pixels = torch.randn(batch, 1, side, side)
+    module = OurBranch(our_image(grey)) if name == "ours" else TheirBranch(grey)
+    return Trained.of(module.train(), pixels)
+
+
+def take_turns(connection: Connection, name: str, batch: int, threads: int, kept: bool) -> None:
+    """A process: sends its facts, then the seconds of one step for every word it gets, until it gets None."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if kept:
+        keep_freed_memory()
+    branch = branch_of(name, batch)
+    connection.send(branch.facts())
+    while connection.recv() is not None:
+        connection.send(seconds_of(branch.step, torch.device("cpu")))
+
+
 def measure(arguments: argparse.Namespace, tell: Any) -> None:
     """Alternate the three and tell their figures."""
-    grey = ViTMAEConfig(num_channels=1, norm_pix_loss=True)
-    colour = ViTMAEConfig()
-    side = grey.image_size
-    pixels = torch.randn(arguments.batch, 1, side, side)
-    branches = {
-        "ours": Trained.of(OurBranch(our_image(grey)).train(), pixels),
-        "vit_mae_one_channel": Trained.of(TheirBranch(grey).train(), pixels),
-        "vit_mae_rgb": Trained.of(TheirBranch(colour).train(), pixels.expand(-1, 3, -1, -1).contiguous()),
-    }
-    facts = {name: branch.facts() for name, branch in branches.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in branches}
     turns = 2 if arguments.quick else arguments.steps
-    for turn in range(turns + 1):
-        for name, branch in branches.items():
-            taken = seconds_of(branch.step, pixels.device)
-            if turn:  # the first one is for the caches
-                seconds[name].append(taken)
-    common = {"batch": arguments.batch, "threads": torch.get_num_threads(), "precision": "fp32"}
-    for name in branches:
+    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    context = torch.multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        connections, facts = {}, {}
+        for name in NAMES:
+            here, there = context.Pipe()
+            kept = name == "ours" or arguments.kept_memory_for_all
+            given = (there, name, arguments.batch, arguments.threads, kept)
+            process = context.Process(target=take_turns, args=given, daemon=True)
+            process.start()
+            there.close()
+            stack.callback(process.join)
+            stack.callback(here.send, None)
+            connections[name], facts[name] = here, here.recv()
+        for turn in range(turns + 1):
+            for name, connection in connections.items():
+                connection.send(turn)
+                taken = connection.recv()
+                if turn:  # the first one is for the caches
+                    seconds[name].append(taken)
+    common = {
+        "batch": arguments.batch,
+        "threads": arguments.threads,
+        "precision": "fp32",
+        "kept_memory": "all" if arguments.kept_memory_for_all else "ours",
+    }
+    for name in NAMES:
         tell(figures.of(f"image_branch/seconds/{name}", seconds[name], figures.SECONDS, common | facts[name]))
     for variant, peer in (("equal_maths", "vit_mae_one_channel"), ("grey", "vit_mae_rgb")):
         settings = common | {"ours": facts["ours"], "vit_mae": facts[peer]}
@@ -156,10 +195,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9, help="measured turns")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--kept-memory-for-all", action="store_true", help="theirs keeps freed memory too")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    keep_freed_memory()
     with figures.report("image_branch", arguments) as tell:
         measure(arguments, tell)
 

@@ -47,6 +47,14 @@ import psutil
 
 from benchmarks import figures
 
+FIGURES: Final = (
+    "ray_loop/over_plain*",
+    "ray_loop/data_wait_fraction*",
+    "ray_loop/others_cpu_share*",
+    "ray_loop/ray_pairs_per_second*",
+    "ray_loop/plain_pairs_per_second*",
+)
+ARGUMENTS: Final = ("--steps", "3", "--warm-up", "4")
 RAY_NICENESS: Final = 15
 """What Ray adds to its workers' niceness; the plain side gets the same, or others slow one side alone."""
 SIZES: Final = (

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+FIGURES: Final = ()  # arithmetic, nothing measured
 WORKERS: Final = (8, 16, 32, 64, 128, 256, 512)
 BUCKET_BYTES: Final = 25 * 2**20
 """DDP's own default; the last bucket's reduction cannot be hidden."""

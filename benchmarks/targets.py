@@ -48,7 +48,10 @@ TARGETS: Final[dict[str, Target]] = {
     ),
     "image_branch/over_vit_mae/grey": _at_least(1.1, "times the same, with the grey patch embedding"),
     "gpu/share_of_floor/compiled": _at_least(0.45, "of the GPU's matrix-product rate, compiled"),
-    "ray_loop/over_plain": _at_least(0.98, "times the same loop in plain PyTorch"),
+    "gpu/loss_error/bf16": _at_most(0.01, "of a loss term beside fp32 on the CPU: a few units of bf16"),
+    "gpu/loss_error/fp32": _at_most(1e-5, "of a loss term beside the CPU, both in fp32"),
+    "ray_loop/over_plain": _at_least(0.98, "times the same loop in plain PyTorch, through a worker group"),
+    "ray_loop/over_plain/here": _at_least(0.98, "times the same loop, one worker in the program's process"),
     "ray_loop/data_wait_fraction": _at_most(0.03, "of a training run's time waits for data"),
     "streams/over/data_loader": _at_least(1.0, "times torch's DataLoader, exact resume on"),
     "streams/over/fastest_peer": _at_least(

@@ -40,6 +40,13 @@ from mpma.model.pretraining import build_model
 from mpma.training.loop import Silent, Task, TrainingLoop
 from mpma.training.run_directory import RunDirectory
 
+FIGURES: Final = (
+    "weak_scaling/pairs_per_second/*",
+    "weak_scaling/cpu_share/*",
+    "weak_scaling/efficiency/*",
+    "weak_scaling/cpu_efficiency/*",
+    "weak_scaling/communication_share/*",
+)
 PAIRS: Final = 8
 """Of one worker in a step."""
 VOCABULARY: Final = 5_000

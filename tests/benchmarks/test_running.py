@@ -35,11 +35,7 @@ def _shown(rows: list[verdicts.Row]) -> str:
 
 def test_every_target_is_of_a_figure_that_its_benchmark_declares() -> None:
     known = catalogue.benchmarks()
-    patterns = [pattern for one in known.values() for pattern in one.figures]
-    declared = {pattern.partition("/")[0] for pattern in patterns}
-    targets = [name for name in TARGETS if name.partition("/")[0] in declared]
-    assert [name for name in targets if not any(one.gives(name) for one in known.values())] == []
-    assert {"ingest", "search_overhead"} <= declared
+    assert [name for name in TARGETS if not any(one.gives(name) for one in known.values())] == []
 
 
 def test_every_recorded_figure_is_one_that_its_benchmark_declares() -> None:
@@ -66,7 +62,7 @@ def test_the_table_says_met_missed_and_blank_with_the_reason() -> None:
         figures.of("step/seconds/fp32", [2.0], "s"),
         figures.blank("gpu/share_of_floor/compiled", "ratio", "no GPU at hand"),
     ]
-    benchmarks = {"step": _benchmark("step", "step/*", "gpu/*")}
+    benchmarks = {"step": _benchmark("step", "step/*", "gpu/share_of_floor/*")}
     rows = {row.figure: row for row in verdicts.rows(told, benchmarks)}
     assert rows["step/share_of_floor/fp32"].verdict == "met"
     assert rows["step/share_of_floor/fp32"].value == "0.8 (0.74 to 0.82)"
