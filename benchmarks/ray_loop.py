@@ -333,14 +333,15 @@ def plain_side(tree: dict[str, Any], schedule: Schedule, threads: int, niceness:
 
 def _rows(parts: Any, config: Any) -> Any:
     """Whole row groups in a shuffled order, collated in the loader's process."""
-    from benchmarks.streams import Split, WindowedRows
+    from benchmarks.stream_pairs import CollatePairs, Split
+    from benchmarks.stream_peers import WindowedRows
     from mpma.data.batches import Collator
 
     collator = Collator(
         parts.tokenizer, config.image, config.report, config.training.seed, parts.target_scale, 1
     )
     split = Split(parts.dataset.storage, list(parts.dataset.shards("train")))
-    return WindowedRows(split, collator, config.training.batch_size)
+    return WindowedRows(split, CollatePairs(collator), config.training.batch_size)
 
 
 # The figures.

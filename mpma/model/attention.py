@@ -134,13 +134,17 @@ class SelfAttention(nn.Module):
         self.proj = source.proj
 
     def forward(self, tokens_BTE: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[B,T,E], and where keys are real (bool [B,1,1,T]) -> [B,T,E]."""
+        """[B,T,E], and which keys are read (bool [B,1,1,T], or [.,1,T,T] by query) -> [B,T,E]."""
         if is_causal:
             raise ValueError("a causal mask is not among this attention's")
         batch, length, _ = tokens_BTE.shape
         packed = self.qkv(tokens_BTE).view(batch, length, 3, self.num_heads, -1)
-        key_mask = None if attn_mask is None else attn_mask[:, 0, 0]
-        projected: Tensor = self.proj(self_attention(packed, key_mask))
+        if attn_mask is not None and attn_mask.shape[2] > 1:
+            query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+            read = _joined(attention(query, key, value, attn_mask))
+        else:
+            read = self_attention(packed, None if attn_mask is None else attn_mask[:, 0, 0])
+        projected: Tensor = self.proj(read)
         return projected
 
 
