@@ -38,6 +38,7 @@ from mpma.config import load_config
 from mpma.data.batches import Batch, concatenate
 from mpma.data.stand_in import stand_in_batch
 from mpma.model.pretraining import PretrainingModel, build_model
+from mpma.training.compiled import CompiledModel
 from mpma.training.feature_cache import accumulate_backward
 
 FIGURES: Final = (
@@ -140,8 +141,7 @@ class Stepper:
         self.model.set_gradient_checkpointing(recompute)
         self.batch = setting.batch(pairs)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
-        called: Any = torch.compile(self.model) if compiled else self.model
-        self.called: nn.Module = called
+        self.called: nn.Module = CompiledModel(self.model) if compiled else self.model
 
     def step(self) -> Tensor:
         """One step, not waited for."""

@@ -30,7 +30,10 @@ from mpma.model.pretraining import PretrainingModel, masked_token_total
 def unwrapped(model: nn.Module) -> PretrainingModel:
     """The model inside data parallelism and compilation, in either order."""
     while not isinstance(model, PretrainingModel):
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        # Not `or`: the compiler's shell has a length of its own, and none for this model.
+        inner = getattr(model, "module", None)
+        if inner is None:
+            inner = getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             raise TypeError(f"{type(model).__name__} holds no PretrainingModel")
         model = inner

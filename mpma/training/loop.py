@@ -144,10 +144,13 @@ class TrainingLoop:
         )
         if restored is not None:
             load_optimizer_tensors(self.optimizer, self.bare.named_parameters(), restored.optimizer)
+        self.stepper: torch.nn.Module = self.module
         if self.config.training.compile:
+            # Imported here: the compiler takes a second to import, for those who do not use it too.
+            from mpma.training.compiled import CompiledModel
+
             keep_compiled_code()
-        compiled: Any = torch.compile(self.module) if self.config.training.compile else self.module
-        self.stepper: torch.nn.Module = compiled
+            self.stepper = CompiledModel(self.module)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=task.device)
         self.log: MetricsLog | None = None
 
