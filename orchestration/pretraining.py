@@ -29,6 +29,7 @@ from orchestration.display import Display, MetricsTail, closing_table
 from orchestration.worker import (
     ERROR_FILE,
     FIRST_STEP_NOTE,
+    NOTES_FILE,
     StopSignal,
     WorkerPlan,
     run_worker,
@@ -234,14 +235,14 @@ def _train_in_group(
 
 @contextlib.contextmanager
 def _notes_shown(run: RunDirectory, display: Display) -> Iterator[None]:
-    run.folder.remove("notes.txt")
+    run.folder.remove(NOTES_FILE)
     shown: list[str] = []
     end = threading.Event()
 
     def show() -> None:
         with contextlib.suppress(OSError):
-            if run.folder.exists("notes.txt"):
-                lines = run.folder.read("notes.txt").decode().splitlines()
+            if run.folder.exists(NOTES_FILE):
+                lines = run.folder.read(NOTES_FILE).decode().splitlines()
                 for line in lines[len(shown) :]:
                     shown.append(line)
                     if line == FIRST_STEP_NOTE:
@@ -261,7 +262,7 @@ def _notes_shown(run: RunDirectory, display: Display) -> Iterator[None]:
         end.set()
         thread.join(timeout=5)
         show()
-        run.folder.remove("notes.txt")
+        run.folder.remove(NOTES_FILE)
 
 
 def raise_reported_error(run: RunDirectory) -> None:

@@ -22,6 +22,8 @@ from mpma.errors import JobError, UserError
 from orchestration.defects import without_values
 
 ERROR_FILE = "error.json"
+NOTES_FILE = "notes.txt"
+"""What the workers of a group have to say, a line each; the driver shows it and clears it away."""
 FIRST_STEP_NOTE = "first step done"
 """The note by which the driver of a group learns of it, before any line of metrics.jsonl is due."""
 
@@ -197,14 +199,17 @@ class WorkerEvents:
         from orchestration.telemetry import RayGauges
 
         self._gauges = RayGauges(plan.name)
-        self._notes: list[str] = []
-        self._first_step_noted = False
         self._folder = RunDirectory.at(plan.runs, plan.name).folder
+        # Those of the worker that this one takes the place of come first: the driver shows what is new.
+        self._notes: list[str] = []
+        if self._folder.exists(NOTES_FILE):
+            self._notes = self._folder.read(NOTES_FILE).decode().splitlines()
+        self._first_step_noted = FIRST_STEP_NOTE in self._notes
 
     def note(self, text: str) -> None:
         """Kept in the run directory; the driver shows it."""
         self._notes.append(text)
-        self._folder.write("notes.txt", ("\n".join(self._notes) + "\n").encode())
+        self._folder.write(NOTES_FILE, ("\n".join(self._notes) + "\n").encode())
 
     def line(self, values: dict[str, Any]) -> None:
         """Publish the figures."""
