@@ -115,19 +115,24 @@ def operations_per_pair(setting: Setting) -> float:
     return counter.get_total_flops() / COUNTED_PAIRS
 
 
-def errors(setting: Setting, autocast: Callable[[], AbstractContextManager[object]]) -> tuple[float, float]:
-    """(worst relative error of a loss term, relative error of all gradients) beside fp32 on the CPU."""
-    found = []
-    for device, context in (("cpu", nullcontext), (setting.device, autocast)):
-        model = setting.model(device)
-        losses = accumulate_backward(model, setting.batch(COMPARED_PAIRS, device), autocast=context)
-        gradients = [
-            value.grad.float().cpu().flatten() for value in model.parameters() if value.grad is not None
-        ]
-        found.append(({name: float(term) for name, term in losses.terms().items()}, torch.cat(gradients)))
-    (expected, reference), (terms, gradients) = found
+Outcome = tuple[dict[str, float], Tensor]
+"""Loss terms by name, and all gradients in one fp32 vector on the CPU."""
+
+
+def outcome(setting: Setting, device: str, autocast: Callable[[], AbstractContextManager[object]]) -> Outcome:
+    """What a step over the compared pairs gives on a device."""
+    model = setting.model(device)
+    losses = accumulate_backward(model, setting.batch(COMPARED_PAIRS, device), autocast=autocast)
+    trained = (value.grad for value in model.parameters() if value.grad is not None)
+    gradients = torch.cat([gradient.float().cpu().flatten() for gradient in trained])
+    return {name: float(term) for name, term in losses.terms().items()}, gradients
+
+
+def errors(found: Outcome, reference: Outcome) -> tuple[float, float]:
+    """(worst relative error of a loss term, relative error of all gradients)."""
+    (terms, gradients), (expected, exact) = found, reference
     worst = max(abs(terms[name] - value) / abs(value) for name, value in expected.items())
-    return worst, float((gradients - reference).norm() / reference.norm())
+    return worst, float((gradients - exact).norm() / exact.norm())
 
 
 class Stepper:
@@ -265,8 +270,9 @@ def measure(setting: Setting, arguments: argparse.Namespace, tell: Callable[[fig
     rates = [matmul_rate()]
     tell(figures.of("gpu/copy_gigabytes_per_second", [copy_rate() / 1e9], "GB/s"))
     freed()
+    reference = outcome(setting, "cpu", nullcontext)
     for precision, autocast in (("bf16", setting.autocast()), ("fp32", nullcontext)):
-        loss_error, gradient_error = errors(setting, autocast)
+        loss_error, gradient_error = errors(outcome(setting, setting.device, autocast), reference)
         few = {"pairs": COMPARED_PAIRS, "reference": "fp32 on the CPU"}
         tell(figures.of(f"gpu/loss_error/{precision}", [loss_error], figures.FRACTION, few))
         tell(figures.of(f"gpu/gradient_error/{precision}", [gradient_error], figures.FRACTION, few))

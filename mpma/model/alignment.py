@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mpma.model.gather import gather, gather_with_gradient, rank_and_world
+from mpma.model.kernels import kernels_at_hand
 
 ATTENTION_SHARPNESS = 10.0
 """Factor on word-patch cosines before the softmax over patches."""
@@ -48,7 +48,6 @@ _CHUNK_ELEMENTS = {"cpu": 2**21}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**26
 _RECOMPUTED_FROM = 2**26
 _SMALLEST_NORM_SQUARED = 1e-8
-_TRITON = find_spec("triton") is not None
 _LARGEST_WIDTH_OF_KERNELS = 256
 _LARGEST_PATCHES_OF_KERNELS = 2**14
 """Elements P*A of an image's patches that a multiprocessor's memory holds beside words."""
@@ -234,7 +233,7 @@ def _has_kernels(patches: Tensor) -> bool:
     count, width = patches.shape[-2:]
     tile = 1 << (max(count, 64) - 1).bit_length()
     fits = tile * width <= _LARGEST_PATCHES_OF_KERNELS and 16 <= width <= _LARGEST_WIDTH_OF_KERNELS
-    return patches.is_cuda and _TRITON and fits and width & (width - 1) == 0
+    return kernels_at_hand(patches) and fits and width & (width - 1) == 0
 
 
 def group_scores(patches_NIPA: Tensor, words_NJWA: Tensor, word_mask_NJW: Tensor) -> Tensor:

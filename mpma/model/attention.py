@@ -15,7 +15,6 @@ Shape letters: B pairs, H heads, T queries, C keys, F width of a head, E width.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -23,9 +22,10 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mpma.model.kernels import kernels_at_hand
+
 _LONGEST = 512
 """Keys from which the weights would not stay in a CPU's cache."""
-_TRITON = find_spec("triton") is not None
 _LARGEST_KEYS_OF_KERNELS = {32: 256, 64: 256, 128: 64}
 """By width of a head, as many keys as backward can hold in registers; as many queries are taken."""
 _SHARED_MEMORY = 160 * 1024
@@ -82,9 +82,8 @@ def _joined(read_BHTF: Tensor) -> Tensor:
 
 def _has_kernels(states: Tensor, *, longest: int, width: int) -> bool:
     return (
-        states.is_cuda
+        kernels_at_hand(states)
         and states.dtype == torch.bfloat16
-        and _TRITON
         and longest <= _LARGEST_KEYS_OF_KERNELS.get(width, 0)
         and _is_large_enough(states.device)
     )

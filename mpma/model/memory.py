@@ -17,18 +17,20 @@ Shape letters: B pairs, H heads, T queries of a pair, R = B*T rows, M slots, E w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-_TRITON = find_spec("triton") is not None
+from mpma.model.kernels import kernels_at_hand
+
 _CHUNK_ELEMENTS = {"cpu": 2**21}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**27
 _RECOMPUTED_FROM = 2**28
 """Elements H*R*M of the dense weights from which backward computes them again (1 GB in fp32)."""
+_LARGEST_SLOTS_OF_KERNELS = 16384
+"""Slots that a row of the GPU's kernels (top_k_kernels.py) can hold in registers."""
 
 
 def top_k_attention(
@@ -39,7 +41,8 @@ def top_k_attention(
     The maths is softmax over the k largest of q.k / sqrt(F), dropout on those k weights, times the
     values; fp32 inside.
     """
-    if _has_kernels(queries_HRF, keys_HMF.shape[1]) and not dropout:
+    few_enough = keys_HMF.shape[1] <= _LARGEST_SLOTS_OF_KERNELS
+    if kernels_at_hand(queries_HRF) and few_enough and not dropout:
         from mpma.model.top_k_kernels import top_k_attention_on_gpu
 
         with torch.autocast(queries_HRF.device.type, enabled=False):
@@ -64,11 +67,6 @@ def top_k_attention(
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _has_kernels(queries: Tensor, slots: int) -> bool:
-    """Whether the kernels of `mpma.model.top_k_kernels` can be used: they need a GPU that Triton knows."""
-    return queries.is_cuda and _TRITON and slots <= LARGEST_SLOTS_OF_KERNELS
-
-
 def _top_k_part(
     queries_HRF: Tensor, keys_HFM: Tensor, values_HMF: Tensor, top_k: int, dropout: float
 ) -> Tensor:
@@ -80,10 +78,6 @@ def _top_k_weights(queries_HRF: Tensor, keys_HFM: Tensor, top_k: int, dropout: f
     best, slots = scores.topk(top_k, dim=-1, sorted=False)
     weights = functional.dropout(best.softmax(dim=-1), dropout) if dropout else best.softmax(dim=-1)
     return torch.zeros_like(scores).scatter(-1, slots, weights)
-
-
-LARGEST_SLOTS_OF_KERNELS = 16384
-"""Slots that a row of the GPU's kernels can hold in registers."""
 
 
 @dataclass

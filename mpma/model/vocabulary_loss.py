@@ -13,19 +13,17 @@ Shape letters: C rows, E width, K vocabulary.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mpma.data.batches import IGNORED_TARGET
+from mpma.model.kernels import kernels_at_hand
 
 _LARGEST_LOGITS = 2**26
 """Elements of one block of logits (256 MB in fp32)."""
 _LARGEST_VOCABULARY_OF_KERNELS = 2**16
-_TRITON = find_spec("triton") is not None
 
 
 def vocabulary_loss(
@@ -37,8 +35,7 @@ def vocabulary_loss(
     """
     rows, vocabulary = states_CE.shape[0], embedding_KE.shape[0]
     if (
-        states_CE.is_cuda
-        and _TRITON
+        kernels_at_hand(states_CE)
         and reduction == "sum"
         and torch.is_grad_enabled()
         and vocabulary <= _LARGEST_VOCABULARY_OF_KERNELS

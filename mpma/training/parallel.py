@@ -58,8 +58,8 @@ def _fully_sharded(model: PretrainingModel, device: torch.device, precision: str
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy()
     if precision == "bf16" and device.type == "cuda":
-        # On CPU layer norms refuse bf16 weights beside fp32 values. Inputs keep their type: the residual
-        # stream is fp32 under autocast.
+        # On CPU layer norms refuse bf16 weights beside fp32 values. Inputs keep their type: it is autocast
+        # that says which parts of a block are bf16 and which fp32.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in (*model.image_encoder.vit.blocks, *model.report_encoder.bert.encoder.layer):
         fully_shard(block, mesh=mesh, mp_policy=policy)

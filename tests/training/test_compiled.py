@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from model_samples import small_batch, small_model
 
 from mpma.data.batches import IGNORED_TARGET, Batch
