@@ -89,7 +89,7 @@ class Parts:
             data.decode_threads,
         )
         trial = None
-        if data.decode == "auto":
+        if data.decode == "auto" and device.type == "cuda":
             shards = self.dataset.shards("train")
             trial = try_out(self.dataset.storage, shards, collator.cropper, data.decode_threads)
         decode, reason = choose_decode(data, device.type, trial, spare_cpus())

@@ -1,11 +1,12 @@
 """Where images are decoded: in the training process's threads or in Ray Data's tasks, by a short trial.
 
 Decisions
-- A trial decodes a few of the run's own images with its own crop, in one thread and then in as many as the
-  configuration allows: about a tenth of a second, and a third at most unless one image takes longer. What a
-  stream yields does not depend on it, only how fast it comes.
-- On a CPU the tasks would take the same cores as the step, and cost copies and a process besides. Threads
-  are taken, unless the trial shows that they do not run side by side.
+- Beside a GPU a trial decodes a few of the run's own images with its own crop, in one thread and then in as
+  many as the configuration allows: about a tenth of a second, and a third at most unless one image takes
+  longer. What a stream yields does not depend on it, only how fast it comes.
+- On a CPU the tasks would take the same cores as the step, and cost copies and a process besides, and what
+  they decode is not kept for the next epoch: threads are taken, and nothing is tried out. A trial there was
+  misled by whatever else used the cores in its tenth of a second.
 - Beside a GPU whichever makes more images a second is taken: the threads as measured, or the CPUs that
   Ray has besides the training workers, each at four fifths of what one thread was measured at: tasks gave
   0.79 of what as many threads gave (`python -m benchmarks.streams`).
@@ -36,8 +37,6 @@ _TRIAL_SECONDS: Final = 0.1
 """For each of the two counts of threads."""
 _MOST_IMAGES: Final = 32
 _TASK_SHARE: Final = 0.8
-_SIDE_BY_SIDE: Final = 0.6
-"""Share of threads times one thread's rate below which threads are said to wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +58,20 @@ def choose_decode(
 ) -> tuple[Decode, str]:
     """Where images are decoded (`collate` or `read`), and the reason in words.
 
-    `spare_cpus`: those of Ray that no training worker has. Without a trial (the configuration names the
-    place, or there is nothing to try) a CPU decodes itself and a GPU leaves it to the tasks.
+    `spare_cpus`: those of Ray that no training worker has. Beside a GPU and without a trial the tasks do it.
     """
     if data.decode != "auto":
         return data.decode, f"decode: {data.decode} (as configured)"
-    if trial is None:
-        if device == "cuda":
-            return "read", "decode: in read tasks (a GPU takes more than one process can decode)"
+    if device != "cuda":
         return "collate", "decode: in the training process (tasks would take the same CPUs)"
+    if trial is None:
+        return "read", "decode: in read tasks (a GPU takes more than one process can decode)"
+    tasks = spare_cpus * trial.one_thread * _TASK_SHARE
+    place: Decode = "read" if tasks > trial.all_threads else "collate"
+    where = "in read tasks" if place == "read" else "in the training process"
     here = f"{trial.threads} thread{'s' * (trial.threads > 1)} here {trial.all_threads:,.0f} images/s"
-    cost = f"{trial.milliseconds:.2f} ms an image"
-    if device == "cuda":
-        tasks = spare_cpus * trial.one_thread * _TASK_SHARE
-        there = f"{spare_cpus:g} CPUs of Ray Data's tasks about {tasks:,.0f}"
-        place: Decode = "read" if tasks > trial.all_threads else "collate"
-        where = "in read tasks" if place == "read" else "in the training process"
-        return place, f"decode: {where} ({cost}; {here}, {there})"
-    if trial.all_threads < _SIDE_BY_SIDE * trial.threads * trial.one_thread and spare_cpus >= 1:
-        return "read", f"decode: in read tasks ({cost}; {here}, which wait for each other)"
-    return "collate", f"decode: in the training process ({cost}; {here}; tasks would take the same CPUs)"
+    there = f"{spare_cpus:g} CPUs of Ray Data's tasks about {tasks:,.0f}"
+    return place, f"decode: {where} ({trial.milliseconds:.2f} ms an image; {here}, {there})"
 
 
 def try_out(storage: Storage, shards: Sequence[ShardInfo], cropper: Cropper, threads: int) -> Trial:

@@ -46,7 +46,8 @@ class DataConfig(StrictConfig):
     """Row groups of a lane that are shuffled together; memory grows with lanes * window."""
     decode: Literal["auto", "collate", "read"] = "auto"
     """Where images are decoded: in the training process's threads (`collate`) or in Ray Data's read
-    tasks (`read`). `auto`: a trial of a tenth of a second decides; the run says which, and why."""
+    tasks (`read`). `auto`: collate on CPU; beside a GPU a trial of a tenth of a second
+    decides. The run says which, and why."""
     decode_threads: int = Field(default=2, ge=1, le=128)
     """Threads that decode in the training process where decode is `collate`."""
     prefetch_batches: int = Field(default=2, ge=1, le=64)

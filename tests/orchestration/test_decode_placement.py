@@ -41,11 +41,13 @@ def test_a_configured_place_is_kept_whatever_a_trial_says(decode: str) -> None:
         assert choose_decode(data, device, WAITING, 8) == (decode, f"decode: {decode} (as configured)")
 
 
-def test_a_cpu_decodes_in_threads_unless_they_wait_for_each_other() -> None:
-    assert choose_decode(DataConfig(), "cpu", SIDE_BY_SIDE, 1)[0] == "collate"
-    assert choose_decode(DataConfig(), "cpu", WAITING, 1)[0] == "read"
-    # Without a CPU for the tasks they would never run.
-    assert choose_decode(DataConfig(), "cpu", WAITING, 0)[0] == "collate"
+@pytest.mark.parametrize("trial", [None, SIDE_BY_SIDE, WAITING])
+def test_a_cpu_decodes_in_its_own_threads_however_busy_it_was_for_a_moment(trial: Trial | None) -> None:
+    place, reason = choose_decode(DataConfig(), "cpu", trial, 8)
+    assert (place, reason) == (
+        "collate",
+        "decode: in the training process (tasks would take the same CPUs)",
+    )
 
 
 def test_beside_a_gpu_the_place_that_makes_more_is_taken() -> None:
