@@ -4,9 +4,10 @@ Decisions:
 - queries, keys and values stay as one matrix product wrote them, so that a GPU's kernels of our own can read
   them so and write the packed gradient in one go (see attention_kernels.py): bf16, up to 256 tokens;
 - torch's CPU kernel is written for long sequences: at 50 to 200 tokens its backward pass takes twice the
-  time of the four small matrix products that it comes to. In fp32 on a CPU the weights of a few hundred
-  tokens are kept instead of computed again, and the products are plain ones;
-- everything else (bf16 on a CPU, the compiler on a CPU, dropout, long sequences) is torch's
+  time of the four small matrix products that it comes to, in bf16 three to five times. On a CPU the weights
+  of a few hundred tokens are kept instead of computed again, and the products are plain ones, in fp32 for
+  bf16 as well: rounded scores would cost more digits than the time is worth;
+- everything else (the compiler on a CPU, dropout, long sequences) is torch's
   `scaled_dot_product_attention`. The maths is the same, to rounding (Vaswani et al. 2017);
 - a timm block gets it by a module that takes over the projections of timm's, under the same names.
 
@@ -64,8 +65,7 @@ def attention(
     """softmax(q.k / sqrt(F)) v over the keys where the bool mask is True (None: all): [B,H,T,F]."""
     if (
         queries_BHTF.device.type != "cpu"
-        or queries_BHTF.dtype not in (torch.float32, torch.float64)
-        or torch.is_autocast_enabled("cpu")
+        or queries_BHTF.dtype not in (torch.bfloat16, torch.float32, torch.float64)
         or keys_BHCF.shape[2] > _LONGEST
         or torch.compiler.is_compiling()
     ):
@@ -96,30 +96,40 @@ def _is_large_enough(device: torch.device) -> bool:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Two products forward, four backward; what is kept are the inputs and the weights [B*H,T,C]."""
+    """Two products forward, four backward; kept are the inputs and the weights [B*H,T,C], bf16 as fp32."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         batch, heads, length, width = queries.shape
-        queries, keys, values = (each.reshape(batch * heads, -1, width) for each in (queries, keys, values))
-        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(width**-0.5)
-        if mask is not None:
-            scores.view(batch, heads, length, -1).masked_fill_(~mask, -torch.inf)
-        weights = torch.softmax(scores, dim=-1)
+        given = [each.dtype for each in (queries, keys, values)]
+        wide = torch.float64 if torch.float64 in given else torch.float32
+        queries, keys, values = (
+            each.to(wide).reshape(batch * heads, -1, width) for each in (queries, keys, values)
+        )
+        # Autocast would make the products bf16 again. Backward runs outside of it.
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(width**-0.5)
+            if mask is not None:
+                scores.view(batch, heads, length, -1).masked_fill_(~mask, -torch.inf)
+            weights = torch.softmax(scores, dim=-1)
+            read = torch.bmm(weights, values)
         ctx.save_for_backward(queries, keys, values, weights)
-        ctx.sizes = (batch, heads)
-        return torch.bmm(weights, values).view(batch, heads, length, width)
+        ctx.sizes, ctx.given = (batch, heads), given
+        return read.view(batch, heads, length, width).to(given[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         queries, keys, values, weights = ctx.saved_tensors
-        read = gradients[0].reshape(queries.shape)
+        read = gradients[0].to(queries.dtype).reshape(queries.shape)
         to_values = torch.bmm(weights.transpose(1, 2), read)
         to_weights = torch.bmm(read, values.transpose(1, 2))
         to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
         to_scores.mul_(queries.shape[-1] ** -0.5)
         to_queries, to_keys = torch.bmm(to_scores, keys), torch.bmm(to_scores.transpose(1, 2), queries)
-        split = (each.view(*ctx.sizes, -1, each.shape[-1]) for each in (to_queries, to_keys, to_values))
+        split = (
+            each.view(*ctx.sizes, -1, each.shape[-1]).to(given)
+            for each, given in zip((to_queries, to_keys, to_values), ctx.given, strict=True)
+        )
         return (*split, None)  # type: ignore[return-value]
 
 

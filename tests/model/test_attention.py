@@ -55,6 +55,24 @@ def test_values_and_gradients_are_those_of_torchs_attention(masked: bool) -> Non
         assert not ours[1].grad[1, :, 3:].any(), "padding gets no gradient"
 
 
+def test_bf16_under_autocast_is_computed_in_fp32_and_rounded_once() -> None:
+    wide = [each.detach().bfloat16() for each in _inputs()]
+    ours = [each.clone().requires_grad_(True) for each in wide]
+    theirs = [each.float().requires_grad_(True) for each in wide]
+    with torch.autocast("cpu", torch.bfloat16):
+        read = attention(*ours)
+    expected = functional.scaled_dot_product_attention(*theirs)
+    assert read.dtype == torch.bfloat16
+    torch.testing.assert_close(read.float(), expected, rtol=2**-8, atol=1e-6)
+    (read.float() ** 2).sum().backward()
+    (expected**2).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.grad is not None
+        assert mine.grad.dtype == torch.bfloat16
+        # What comes back is rounded once on its way in and once on its way out.
+        torch.testing.assert_close(mine.grad.float(), other.grad, rtol=2**-6, atol=2**-7)
+
+
 def test_long_sequences_go_to_torchs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
 
