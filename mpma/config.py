@@ -74,14 +74,15 @@ class ExperimentConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ExperimentConfig:
-        batch, workers, lanes = self.training.batch_size, self.training.workers, self.resolved_lanes
+        batch, lanes = self.training.batch_size, self.resolved_lanes
         if batch % lanes:
             raise ValueError(f"data.lanes {lanes} does not divide training.batch_size {batch}")
-        if lanes % workers:
-            raise ValueError(
-                f"training.workers {workers} does not divide the {lanes} lanes of the sample order; "
-                f"use a divisor of {lanes}"
-            )
+        for key, workers in self.training.worker_bounds.items():
+            if lanes % workers:
+                raise ValueError(
+                    f"{key} {workers} does not divide the {lanes} lanes of the sample order; "
+                    f"use a divisor of {lanes}"
+                )
         for key, heads in (("memory.heads", self.memory.heads), ("fusion.heads", self.fusion.heads)):
             if self.report.width % heads:
                 raise ValueError(f"report.width {self.report.width} is not a multiple of {key} {heads}")
@@ -106,6 +107,13 @@ class ExperimentConfig(StrictConfig):
         """L: data.lanes, or the greatest common divisor of 64 and the global batch."""
         return self.data.lanes or math.gcd(64, self.training.batch_size)
 
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that the run can train with, ascending: divisors of the lanes within the
+        bounds."""
+        bounds = range(self.training.fewest_workers, self.training.most_workers + 1)
+        return tuple(count for count in bounds if self.resolved_lanes % count == 0)
+
 
 MAY_CHANGE_ON_CONTINUE = frozenset(
     {
@@ -114,6 +122,8 @@ MAY_CHANGE_ON_CONTINUE = frozenset(
         "data.decode_threads",
         "data.prefetch_batches",
         "training.workers",
+        "training.workers.min",
+        "training.workers.max",
         "training.parallel",
         "training.device",
         "training.threads_per_worker",

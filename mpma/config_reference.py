@@ -62,6 +62,9 @@ def _kind(kind: Any) -> str:
         return f"list of {_kind(typing.get_args(kind)[0])}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_kind(part) for part in typing.get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, StrictConfig):
+        fields = ", ".join(f"{name}: {_kind(field.annotation)}" for name, field in kind.model_fields.items())
+        return f"`{{{fields}}}`"
     return {type(None): "`null`", bool: "`true`, `false`", str: "text", int: "integer", float: "number"}.get(
         kind, str(kind)
     )

@@ -8,6 +8,7 @@ always left to Ray Data, since a run that gives it none waits for ever without a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
-from orchestration import offline
+from orchestration import offline, ray_environment
 from orchestration.session_folder import session_folder
 
 SMALLEST_CPU_SHARE = 0.25
@@ -43,6 +44,9 @@ class Layout:
     """How the workers are placed."""
 
     workers: int
+    """As many as there is room for now."""
+    counts: tuple[int, ...]
+    """Numbers of workers that the group may come to have, ascending."""
     device: str
     """`cpu` or `cuda`."""
     in_process: bool
@@ -66,13 +70,28 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:
-    """Place the workers. Raises `UserError` where they and Ray Data do not fit."""
-    workers = training.workers
+def plan_layout(
+    training: TrainingConfig, resources: Resources, counts: tuple[int, ...] | None = None
+) -> Layout:
+    """Place the workers. Raises `UserError` where they and Ray Data do not fit.
+
+    `counts`: the numbers of workers that the run may train with (`ExperimentConfig.worker_counts`); None:
+    those at the ends of `training.workers`. Of a range the most are taken that there is room for.
+    """
+    counts = counts or tuple(sorted({training.fewest_workers, training.most_workers}))
+    for workers in reversed(counts[1:]):
+        with contextlib.suppress(UserError):
+            return _layout_of(training, resources, counts, workers)
+    return _layout_of(training, resources, counts, counts[0])
+
+
+def _layout_of(
+    training: TrainingConfig, resources: Resources, counts: tuple[int, ...], workers: int
+) -> Layout:
     reasons = []
     device = training.device
     if device == "auto":
-        device = "cuda" if resources.gpus >= workers else "cpu"
+        device = "cuda" if resources.gpus >= workers and training.precision != "fp64" else "cpu"
         reasons.append(
             f"device: {device} ({resources.gpus:g} GPUs for {workers} worker{'s' * (workers > 1)})"
         )
@@ -81,16 +100,17 @@ def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:
             f"training.device cuda: {workers} workers need {workers} GPUs and there are {resources.gpus:g}",
             "use fewer training.workers, or training.device=cpu",
         )
-    in_process = resources.local and workers == 1
+    in_process = resources.local and counts == (1,)
     spare = resources.cpus - 1
     if in_process:
         share = 0.0
         reasons.append("workers: 1, in this process (no worker group to start)")
     else:
-        share = min(1.0, spare / workers) if resources.local else 1.0
-        if share < (SMALLEST_CPU_SHARE if resources.local else 1.0) or workers * share + 1 > resources.cpus:
-            need = workers + 1
-            most = int(spare / SMALLEST_CPU_SHARE) if resources.local else int(spare)
+        each = float(training.threads_per_worker or 1)
+        share = min(1.0, spare / workers) if resources.local else each
+        if (resources.local and share < SMALLEST_CPU_SHARE) or workers * share + 1 > resources.cpus:
+            need = f"{workers * (1 if resources.local else each) + 1:g}"
+            most = int(spare / (SMALLEST_CPU_SHARE if resources.local else each))
             raise UserError(
                 f"training.workers {workers}: {workers} workers and one CPU for Ray Data need {need} CPUs, "
                 f"and there {'is' if resources.cpus == 1 else 'are'} {resources.cpus:g}",
@@ -99,6 +119,11 @@ def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:
                 else "use training.workers=1, or declare more CPUs with --cpus",
             )
         reasons.append(f"workers: {workers}, {share:g} CPU each, 1 left to Ray Data")
+        if len(counts) > 1:
+            others = ", ".join(str(count) for count in counts)
+            reasons.append(
+                f"workers: any of {others}, as many as there is room for (training.workers is a range)"
+            )
     threads = training.threads_per_worker
     if threads is None:
         cores = resources.cpus if resources.local else share
@@ -106,11 +131,11 @@ def plan_layout(training: TrainingConfig, resources: Resources) -> Layout:
             1, int(cores) if in_process else int(cores // workers) if resources.local else int(share)
         )
         reasons.append(f"threads: {threads} per worker")
-    return Layout(workers, device, in_process, share, threads, tuple(reasons))
+    return Layout(workers, counts, device, in_process, share, threads, tuple(reasons))
 
 
 def choose_precision(training: TrainingConfig, device: str) -> tuple[str, str]:
-    """(`fp32` or `bf16`, the reason)."""
+    """(`fp32`, `bf16` or `fp64`, the reason)."""
     if training.precision != "auto":
         return training.precision, f"precision: {training.precision} (as configured)"
     if device == "cuda":
@@ -191,7 +216,7 @@ def connected(
     _close_token_file()
     beside.join()
     try:
-        node = ray.cluster_resources()
+        node = _resources(private=address is None)
         url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
         session = ray._private.worker.global_worker.node.get_session_dir_path()
         yield Connection(
@@ -205,24 +230,25 @@ def connected(
             ray.shutdown()
 
 
+def _resources(private: bool) -> dict[str, float]:
+    """All resources by name: what there is, or on a cluster that grows by itself what there can be."""
+    import ray
+
+    found = dict(ray.cluster_resources())
+    if not private:
+        from ray._private.state import state
+
+        for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
+            found[name] = max(found.get(name, 0.0), float(most))
+    return found
+
+
 def _prepare_environment(private: bool) -> None:
     """Settings that Ray reads when it is imported or started; a user's own values win."""
     # Whatever its name says: 0 makes loopback the address of a Ray's only node, and all of its servers, those
     # of figures among them, which ask for no token, then listen on loopback alone.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if private else {}
-    for name, value in {
-        **loopback,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        # How soon a worker's end is noticed. Each look asks every worker.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-        # Without it the dashboard's page of training runs has nothing to show.
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40",
-        # A waiting OpenMP thread that spins for long takes a core from Ray Data's tasks.
-        "GOMP_SPINCOUNT": "30000",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():
+    for name, value in {**loopback, **ray_environment.DRIVER}.items():
         os.environ.setdefault(name, value)
 
 

@@ -63,7 +63,7 @@ def measure(config: ExperimentConfig, device_name: str, threads: int) -> Measure
     model, scale, vocabulary, where = _model(config)
     model.to(device)
     optimizer = build_optimizer(model.named_parameters(), model.no_weight_decay_names(), config.training)
-    share = config.training.batch_size // config.training.workers
+    share = config.training.batch_size // config.training.most_workers
     times: dict[float, float] = {}
     for ratio in dict.fromkeys((config.image.mask_ratio, 0.0)):
         batch = stand_in_batch(
@@ -104,7 +104,7 @@ def forecast_run(config: ExperimentConfig, layout: Layout, console: Console) -> 
     """Measure and print. Takes some steps' time; leaves nothing behind."""
     found = measure(config, layout.device, layout.threads_per_worker)
     precision, _ = choose_precision(config.training, layout.device)
-    share = config.training.batch_size // config.training.workers
+    share = config.training.batch_size // config.training.most_workers
     validations = 2 + config.training.steps // config.validation.every_steps
 
     table = Table(

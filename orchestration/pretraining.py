@@ -7,12 +7,8 @@ same loop; Ray's own run snapshot is thrown away, since the run directory is the
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +16,12 @@ from rich.console import Console
 
 from mpma.config import ExperimentConfig
 from mpma.data.dataset import Dataset
-from mpma.errors import JobError, UserError
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 from orchestration import cluster
-from orchestration.defects import told
-from orchestration.display import Display, MetricsTail, closing_table
-from orchestration.worker import (
-    ERROR_FILE,
-    FIRST_STEP_NOTE,
-    NOTES_FILE,
-    StopSignal,
-    WorkerPlan,
-    run_worker,
-    train_loop,
-)
+from orchestration.display import Display, closing_table
+from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker
+from orchestration.worker_group import train_in_group
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ def pretrain(request: Request) -> None:
         return
     here = False
     if request.address is None:
-        here = cluster.plan_layout(request.config.training, cluster.this_machine(request.cpus)).in_process
+        here = _plan(request, cluster.this_machine(request.cpus)).in_process
     if request.config.data.path is not None:
         Dataset.open(request.config.data.path).require_reports()
     lock = run.lock()
@@ -69,7 +56,7 @@ def pretrain(request: Request) -> None:
         with cluster.connected(
             request.address, request.cpus, request.dashboard, _import_to_train if here else _import_to_lead
         ) as connection:
-            layout = cluster.plan_layout(request.config.training, connection.resources)
+            layout = _plan(request, connection.resources)
             precision, reason = cluster.choose_precision(request.config.training, layout.device)
             display = Display(request.config.training.steps, request.started)
             if connection.dashboard_url:
@@ -93,11 +80,17 @@ def pretrain(request: Request) -> None:
                 stopped = (
                     _train_here(plan, run, display)
                     if layout.in_process
-                    else _train_in_group(plan, run, display, layout, request, connection)
+                    else train_in_group(
+                        plan, run, display, layout, request.config.training.max_failures, connection.logs
+                    )
                 )
             _close(run, display, stopped, request)
     finally:
         del lock
+
+
+def _plan(request: Request, resources: cluster.Resources) -> cluster.Layout:
+    return cluster.plan_layout(request.config.training, resources, request.config.worker_counts)
 
 
 def _import_to_train() -> None:
@@ -171,109 +164,6 @@ def _train_here(plan: WorkerPlan, run: RunDirectory, display: Display) -> bool:
     return not outcome.finished
 
 
-def _train_in_group(
-    plan: WorkerPlan,
-    run: RunDirectory,
-    display: Display,
-    layout: cluster.Layout,
-    request: Request,
-    connection: cluster.Connection,
-) -> bool:
-    """Train through a Ray Train worker group; return whether it was stopped before its end."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpu = layout.device == "cuda"
-    resources: dict[str, float] = {"CPU": layout.cpus_per_worker}
-    if gpu:
-        resources["GPU"] = 1
-    scratch = f"{plan.runs.rstrip('/')}/{run.name}/.ray"
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=plan.__dict__,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
-        scaling_config=ScalingConfig(
-            num_workers=layout.workers, use_gpu=gpu, resources_per_worker=resources, placement_strategy="PACK"
-        ),
-        run_config=RunConfig(
-            name=f"{run.name}-{int(time.time())}",
-            storage_path=scratch,
-            failure_config=FailureConfig(max_failures=request.config.training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    # In a thread, so that this one keeps the signals: Ray's own handler would abort without saving.
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    stop = StopSignal()
-
-    def ask() -> None:
-        run.request_stop()
-        display.note("stopping at the next logged step; once more ends at once, without saving")
-
-    with stop.listening(ask), MetricsTail(run.folder, display), _notes_shown(run, display):
-        thread.start()
-        while thread.is_alive():
-            thread.join(timeout=0.2)
-    with contextlib.suppress(OSError):
-        run.folder.remove(".ray")
-    raise_reported_error(run)
-    if failure:
-        raise JobError(
-            f"{run.name}: the worker group failed: {told(failure[0])}",
-            f"Ray's logs are in {connection.logs}; the same command continues from the last checkpoint",
-        )
-    return run.finished_steps() != request.config.training.steps
-
-
-@contextlib.contextmanager
-def _notes_shown(run: RunDirectory, display: Display) -> Iterator[None]:
-    run.folder.remove(NOTES_FILE)
-    shown: list[str] = []
-    end = threading.Event()
-
-    def show() -> None:
-        with contextlib.suppress(OSError):
-            if run.folder.exists(NOTES_FILE):
-                lines = run.folder.read(NOTES_FILE).decode().splitlines()
-                for line in lines[len(shown) :]:
-                    shown.append(line)
-                    if line == FIRST_STEP_NOTE:
-                        display.first_step()
-                    else:
-                        display.note(line)
-
-    def follow() -> None:
-        while not end.wait(0.5):
-            show()
-
-    thread = threading.Thread(target=follow, daemon=True, name="notes")
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join(timeout=5)
-        show()
-        run.folder.remove(NOTES_FILE)
-
-
-def raise_reported_error(run: RunDirectory) -> None:
-    """Raise what a worker of a group met, if it met anything that the user can mend."""
-    if not run.folder.exists(ERROR_FILE):
-        return
-    what = json.loads(run.folder.read(ERROR_FILE))
-    run.folder.remove(ERROR_FILE)
-    raise (JobError if what["job"] else UserError)(what["message"], what["hint"])
-
-
 def _close(run: RunDirectory, display: Display, stopped: bool, request: Request) -> None:
     run.clear_stop()
     if stopped:
@@ -292,7 +182,7 @@ def check(request: Request) -> None:
     run = RunDirectory.at(request.runs, request.name)
     config = request.config
     if request.address is None:
-        layout = cluster.plan_layout(config.training, cluster.this_machine(request.cpus))
+        layout = _plan(request, cluster.this_machine(request.cpus))
         for line in layout.reasons:
             console.print(line, markup=False)
     fingerprint = None
@@ -319,5 +209,5 @@ def forecast(request: Request) -> None:
     """Print time, memory and disk from a few measured steps on this machine."""
     from orchestration.forecasting import forecast_run
 
-    layout = cluster.plan_layout(request.config.training, cluster.this_machine(request.cpus))
+    layout = _plan(request, cluster.this_machine(request.cpus))
     forecast_run(request.config, layout, Console(highlight=False, soft_wrap=True))

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from orchestration.defects import without_values
 ERROR_FILE = "error.json"
 NOTES_FILE = "notes.txt"
 """What the workers of a group have to say, a line each; the driver shows it and clears it away."""
+MOVING_FILE = "moving"
+"""Laid down by a group that saved and ended because its node is about to go; the driver starts it again."""
 FIRST_STEP_NOTE = "first step done"
 """The note by which the driver of a group learns of it, before any line of metrics.jsonl is due."""
 
@@ -82,7 +85,13 @@ class StopSignal:
 
 
 def run_worker(
-    plan: WorkerPlan, rank: int, world: int, local_rank: int, events: Any, stop_asked: Callable[[], bool]
+    plan: WorkerPlan,
+    rank: int,
+    world: int,
+    local_rank: int,
+    events: Any,
+    stop_asked: Callable[[], bool],
+    in_group: bool = False,
 ) -> Any:
     """Train with this worker's share; return the loop's `Outcome`."""
     import torch
@@ -124,6 +133,7 @@ def run_worker(
         open_stream=lambda step: parts.open_stream(step, rank, world, device, plan.until, events.note),
         draw_pictures=parts.picture_drawer(run, device, plan.precision) if rank == 0 else None,
         stop_asked=stop_asked,
+        one_of_a_group=in_group,
         until=plan.until,
         validate_untrained=plan.validate_untrained,
     )
@@ -164,6 +174,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 
     from mpma.data.storage import open_storage
     from mpma.training.loop import Silent
+    from mpma.training.ownership import SupersededError
     from mpma.training.run_directory import STOP_FILE, RunDirectory
 
     os.umask(0o077)
@@ -174,21 +185,53 @@ def train_loop(settings: dict[str, Any]) -> None:
     if plan.stop_folder is not None:
         folder = open_storage(plan.stop_folder)
         stop = lambda: folder.exists(STOP_FILE)  # noqa: E731
+    node = NodeLeaving()
     try:
-        run_worker(
+        outcome = run_worker(
             plan,
             rank,
             context.get_world_size(),
             context.get_local_rank(),
             WorkerEvents(plan) if rank == 0 else Silent(),
-            stop,
+            lambda: stop() or node(),
+            in_group=True,
         )
+        if node() and not outcome.finished:
+            RunDirectory.at(plan.runs, plan.name).folder.write(MOVING_FILE, b"")
+    except SupersededError:
+        # Another group trains on: nothing that this worker says may reach the run.
+        return
     except UserError as error:
         if rank == 0:
             folder = RunDirectory.at(plan.runs, plan.name).folder
             what = {"message": error.message, "hint": error.hint, "job": isinstance(error, JobError)}
             folder.write(ERROR_FILE, json.dumps(what).encode())
         # Every rank meets the same mistake; ending well keeps Ray Train from trying it again.
+
+
+class NodeLeaving:
+    """Whether the node of this worker is about to go: drained, by hand or on a notice of the cloud.
+
+    Asked at log steps, and the cluster once in `EVERY_SECONDS` at most.
+    """
+
+    EVERY_SECONDS = 2.0
+
+    def __init__(self) -> None:
+        import ray
+
+        self._node = ray.get_runtime_context().get_node_id()
+        self._last, self._leaving = float("-inf"), False
+
+    def __call__(self) -> bool:
+        """Once true it stays so."""
+        now = time.monotonic()
+        if not self._leaving and now - self._last >= self.EVERY_SECONDS:
+            from ray._private.state import state
+
+            self._last = now
+            self._leaving = self._node in state.get_draining_nodes()
+        return self._leaving
 
 
 class WorkerEvents:
@@ -200,6 +243,7 @@ class WorkerEvents:
 
         self._gauges = RayGauges(plan.name)
         self._folder = RunDirectory.at(plan.runs, plan.name).folder
+        self._folder.remove(MOVING_FILE)
         # Those of the worker that this one takes the place of come first: the driver shows what is new.
         self._notes: list[str] = []
         if self._folder.exists(NOTES_FILE):

@@ -146,7 +146,41 @@ def test_every_key_is_described() -> None:
 
 
 def test_keys_that_may_change_exist() -> None:
-    assert set(all_keys()) >= MAY_CHANGE_ON_CONTINUE
+    # A range of workers stands in the place of a number, with keys of its own.
+    inside = {"training.workers.min", "training.workers.max"}
+    assert set(all_keys()) | inside >= MAY_CHANGE_ON_CONTINUE
+
+
+def test_workers_are_a_number_or_a_range_that_fits_lanes_and_batch() -> None:
+    config = load_config(None, ["training.workers={min: 1, max: 8}", "training.batch_size=48"]).config
+    assert config.worker_counts == (1, 2, 4, 8), "48 pairs have 16 lanes"
+    again = load_config(None, ["training.workers.min=2", "training.workers.max=4"]).config
+    assert (again.training.fewest_workers, again.training.most_workers) == (2, 4)
+    for value, said in (
+        ("{min: 1, max: 3}", r"training\.workers\.max 3"),
+        ("{min: 4, max: 2}", "more than"),
+        ("{max: 2}", "a range such as"),
+        ("many", "a range such as"),
+        ("0", "1 to 4096"),
+        ("{min: 0, max: 2}", r"training\.workers\.min: .*greater"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(None, [f"training.workers={value}"])
+
+
+def test_fewer_workers_hold_no_more_pairs_at_a_time_than_all_of_them() -> None:
+    def held(world: int, *overrides: str) -> int | None:
+        training = load_config(None, ["training.workers={min: 1, max: 4}", *overrides]).config.training
+        return training.micro_batch_for(world)
+
+    assert [held(world) for world in (4, 2, 1)] == [None, 64, 64]
+    assert [held(world, "training.micro_batch_size=16") for world in (4, 2, 1)] == [16, 16, 16]
+    assert load_config(None, ["training.workers=4"]).config.training.micro_batch_for(2) is None
+
+
+def test_fp64_is_for_cpus() -> None:
+    with pytest.raises(UserError, match="fp64 is for CPUs"):
+        load_config(None, ["training.precision=fp64", "training.device=cuda"])
 
 
 def test_the_schema_forbids_unknown_keys() -> None:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpma.data.counter_hash import counter_hash
 from mpma.data.decoding import Cropper
 from mpma.data.masking import hidden_pieces, patch_order, visible_patches
 from mpma.data.report_tokens import Reports, encode_reports, texts_of
@@ -112,6 +113,21 @@ class Batch:
     def _tensors(self) -> list[tuple[str, Tensor]]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return [(name, value) for name, value in values if isinstance(value, Tensor)]
+
+
+DIGEST_MODULUS: Final = 2**48
+"""Digests of batches are exact in a JSON number, which is a double."""
+
+
+def pair_digests(batch: Batch) -> Tensor:
+    """int64 [B] below `DIGEST_MODULUS`: a hash of where each pair stands in the order and which pair it is.
+
+    Made from what was read, not from the plan; a sum of them names a batch whatever its workers. The pair
+    is told by the hashes of its study and of its report, from which neither can be had back.
+    """
+    parts = (each.numpy() for each in (batch.position, batch.study_hash, batch.report_hash))
+    digests = counter_hash(0, "batch digest", *(part.astype(np.uint64) for part in parts))
+    return torch.from_numpy((np.asarray(digests) % np.uint64(DIGEST_MODULUS)).astype(np.int64))
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpma.model.gather import gather, gather_with_gradient, rank_and_world
 from mpma.model.kernels import kernels_at_hand
+from mpma.model.widening import widened
 
 ATTENTION_SHARPNESS = 10.0
 """Factor on word-patch cosines before the softmax over patches."""
@@ -68,7 +69,7 @@ class Projection(nn.Module):
         """[...,E] -> fp32 [...,A] of unit norm."""
         projected = self.output(functional.gelu(self.hidden(values)))
         with torch.autocast(values.device.type, enabled=False):
-            return functional.normalize(projected.float(), dim=-1)
+            return functional.normalize(widened(projected), dim=-1)
 
 
 class Temperature(nn.Module):
@@ -163,7 +164,7 @@ def global_alignment_loss(
     rank, world = rank_and_world()
     count, width = image_BA.shape
     with torch.autocast(image_BA.device.type, enabled=False):
-        image, report = image_BA.float(), report_BA.float()
+        image, report = widened(image_BA), widened(report_BA)
         if world == 1:
             all_images, all_reports = image, report
             hashes = torch.stack([report_hash_B, study_hash_B], dim=1)
@@ -187,7 +188,7 @@ def word_patch_scores(patches_IPA: Tensor, words_JWA: Tensor, word_mask_JW: Tens
     if _has_kernels(patches_IPA):
         return group_scores(patches_IPA[None], words_JWA[None], word_mask_JW[None]).squeeze(0)
     with torch.autocast(patches_IPA.device.type, enabled=False):
-        patches, words = patches_IPA.float(), words_JWA.float()
+        patches, words = widened(patches_IPA), widened(words_JWA)
         gram_IPP = patches @ patches.transpose(1, 2)
         per_report = words.shape[1] * patches.shape[0] * patches.shape[1]
         largest = _CHUNK_ELEMENTS.get(patches.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
@@ -268,7 +269,7 @@ def words_to_patches_loss(features: AlignmentFeatures, group_size: int) -> Tenso
     offset = first
     if world > 1 and own % group_size:
         count, width = patches.shape[1], patches.shape[2]
-        both = gather_with_gradient(torch.cat([patches.float(), words.float()], dim=1))
+        both = gather_with_gradient(torch.cat([widened(patches), widened(words)], dim=1))
         patches, words = both[:, :count], both[:, count:]
         mask, hashes, offset = gather(mask), gather(hashes), 0
         assert width == words.shape[2]
@@ -328,7 +329,7 @@ def within_pair_loss(features: AlignmentFeatures, temperature: float) -> Tensor:
     patches, tokens, mask = _local_features(features)
     assert features.word_ids is not None
     with torch.autocast(patches.device.type, enabled=False):
-        patches, tokens = patches.float(), tokens.float()
+        patches, tokens = widened(patches), widened(tokens)
         cosine_BTP = ATTENTION_SHARPNESS * (tokens @ patches.transpose(1, 2))
         seen = functional.normalize(torch.softmax(cosine_BTP, dim=-1) @ patches, dim=-1)
         hidden = torch.where(mask[:, :, None], cosine_BTP, -1e4)

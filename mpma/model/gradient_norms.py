@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mpma.model.gather import rank_and_world, sum_over_workers
 from mpma.model.outputs import Losses
 from mpma.model.pretraining import PretrainingModel
+from mpma.model.widening import widened
 
 
 def trunk_gradient_norms(model: PretrainingModel, losses: Losses) -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def trunk_gradient_norms(model: PretrainingModel, losses: Losses) -> dict[str, T
             allow_unused=True,
             materialize_grads=True,
         )
-        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+        flat = torch.cat([widened(gradient).flatten() for gradient in gradients])
         norms[name] = (sum_over_workers(flat) / world).norm()
     return norms
 

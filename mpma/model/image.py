@@ -34,6 +34,7 @@ from mpma.model.config import ImageConfig
 from mpma.model.masking import take_patches
 from mpma.model.positions import sine_cosine_positions, with_class_position
 from mpma.model.recompute import run_blocks
+from mpma.model.widening import widened
 
 
 def patchify(pixels_B1SS: Tensor, side: int) -> Tensor:
@@ -54,7 +55,7 @@ def unpatchify(patches_BPX: Tensor) -> Tensor:
 
 def standardised_patches(patches: Tensor, eps: float) -> Tensor:
     """(y - mean) / sqrt(unbiased variance + eps) over the last axis, in fp32."""
-    variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+    variance, mean = torch.var_mean(widened(patches), dim=-1, keepdim=True)
     return (patches - mean) * torch.rsqrt(variance + eps)
 
 
@@ -82,7 +83,7 @@ class GreyPixels(nn.Module):
                 f"(image.size {self.size} times target scale {self.target_scale})"
             )
         scale = 1.0 / (255.0 * self.grey_std)
-        return pixels.float() * scale - self.grey_mean / self.grey_std
+        return pixels.to(scale.dtype) * scale - self.grey_mean / self.grey_std
 
     def encoder_view(self, normalised: Tensor) -> Tensor:
         """float32 [B,1,S,S] -> [B,1,size,size]: bicubic with antialiasing; the identity at scale 1."""
@@ -178,7 +179,7 @@ class ImageDecoder(nn.Module):
 
 def reconstruction_loss(predicted_BNX: Tensor, target_BNX: Tensor) -> Tensor:
     """Mean squared error over the hidden patches and their pixels, fp32 scalar."""
-    return functional.mse_loss(predicted_BNX.float(), target_BNX)
+    return functional.mse_loss(widened(predicted_BNX), target_BNX)
 
 
 def _timm_vit(image: ImageConfig) -> VisionTransformer:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mpma.model.kernels import kernels_at_hand
+from mpma.model.widening import widened
 
 _CHUNK_ELEMENTS = {"cpu": 2**21}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**27
@@ -53,8 +54,8 @@ def top_k_attention(
     chunk = max(1, largest // (heads * keys_HMF.shape[1]))
     recompute = elements >= _RECOMPUTED_FROM and torch.is_grad_enabled()
     with torch.autocast(queries_HRF.device.type, enabled=False):
-        queries = queries_HRF.float() * queries_HRF.shape[-1] ** -0.5
-        keys, values = keys_HMF.float().transpose(1, 2), values_HMF.float()
+        queries = widened(queries_HRF) * queries_HRF.shape[-1] ** -0.5
+        keys, values = widened(keys_HMF).transpose(1, 2), widened(values_HMF)
         parts = []
         for part in queries.split(chunk, dim=1):
             if recompute:
@@ -132,8 +133,8 @@ class SharedMemory(nn.Module):
         pairs = max(1, min(tokens_BTE.shape[0], _USAGE_QUERIES // tokens_BTE.shape[1]))
         with torch.autocast(tokens_BTE.device.type, enabled=False):
             tokens = tokens_BTE[:pairs].flatten(0, 1).to(self.query.weight.dtype)
-            queries = self._split(self.query(tokens)).float() * memory.keys.shape[-1] ** -0.5
-            weights = _top_k_weights(queries, memory.keys.float().transpose(1, 2), self.top_k)
+            queries = widened(self._split(self.query(tokens))) * memory.keys.shape[-1] ** -0.5
+            weights = _top_k_weights(queries, widened(memory.keys).transpose(1, 2), self.top_k)
             real = real_BT[:pairs].flatten().to(weights.dtype)
             return real @ weights / real.sum().clamp_min(1.0)
 

@@ -52,6 +52,7 @@ from mpma.model.masking import removal_mask, restore_order, take_patches
 from mpma.model.outputs import TERMS, ImageEmbedding, Losses, Reconstruction, Replay
 from mpma.model.pretrained import load_image_encoder
 from mpma.model.report import ReportEncoder, averaged_words, masked_words_per_report
+from mpma.model.widening import widened
 
 
 @dataclass
@@ -266,7 +267,7 @@ class PretrainingModel(nn.Module):
             fused, batch.masked_rows, batch.masked_targets, reduction="none"
         )
         pair_C = batch.masked_rows.div(batch.token_ids.shape[1], rounding_mode="floor")
-        nll = torch.zeros(len(batch), dtype=torch.float32, device=nll_C.device).index_add_(0, pair_C, nll_C)
+        nll = nll_C.new_zeros(len(batch)).index_add_(0, pair_C, nll_C)
         return nll, masked_words_per_report(batch.word_index, batch.masked_rows, batch.masked_targets)
 
     def reconstruct(self, batch: Batch) -> Reconstruction:
@@ -279,7 +280,7 @@ class PretrainingModel(nn.Module):
         tokens = self.image_encoder(self.pixels.encoder_view(normalised), order_BV)
         predicted = restored = torch.zeros_like(target)
         if order_BV is not None:
-            hidden = self.image_decoder(tokens, batch.patch_order).float()
+            hidden = widened(self.image_decoder(tokens, batch.patch_order))
             pixels = hidden
             if self.image.target_normalisation == "patch":
                 variance, mean = torch.var_mean(take_patches(target, hidden_order), dim=-1, keepdim=True)

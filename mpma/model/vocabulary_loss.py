@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpma.data.batches import IGNORED_TARGET
 from mpma.model.kernels import kernels_at_hand
+from mpma.model.widening import widened
 
 _LARGEST_LOGITS = 2**26
 """Elements of one block of logits (256 MB in fp32)."""
@@ -57,4 +58,6 @@ def _cross_entropy(
     states: Tensor, targets: Tensor, embedding: Tensor, bias: Tensor, reduction: str
 ) -> Tensor:
     logits = functional.linear(states, embedding, bias)
-    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED_TARGET, reduction=reduction)
+    return functional.cross_entropy(
+        widened(logits), targets, ignore_index=IGNORED_TARGET, reduction=reduction
+    )

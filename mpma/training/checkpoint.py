@@ -75,10 +75,12 @@ def write_checkpoint(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     keep: int,
+    before_marker: Callable[[], None] = lambda: None,
 ) -> str:
     """Write the checkpoint of `state.step`, then drop all but the newest `keep`; return its name.
 
-    Tensors may lie on any device. Raises `JobError` where the disk is full.
+    Tensors may lie on any device. `before_marker` is called when the parts are there and may raise: the
+    folder then never becomes a checkpoint. Raises `JobError` where the disk is full.
     """
     name = checkpoint_name(state.step)
     folder = checkpoints.child(name)
@@ -93,6 +95,7 @@ def write_checkpoint(
         )
         files[part] = folder.write(part, data).sha256
     whole = CheckpointState(**{**asdict(state), "files": files})
+    before_marker()
     folder.write(MARKER_FILE, json.dumps(asdict(whole), indent=1, sort_keys=True).encode())
     names = list_checkpoints(checkpoints)
     # Storages without a marker are leftovers of a kill: they must not count against those kept.

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mpma.strict import StrictConfig
+
+
+class WorkerRange(StrictConfig):
+    """As many workers as there is room for, within bounds: the group shrinks when a node is lost and grows
+    when one comes."""
+
+    min: int = Field(ge=1, le=4096)
+    """Fewest workers that train; with less room than for these the run waits."""
+    max: int = Field(ge=1, le=4096)
+    """Most workers that train."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"training.workers.min {self.min} is more than training.workers.max {self.max}")
+        return self
+
+
+def _number_or_range(value: Any) -> Any:
+    """Refuse what is neither, in one line instead of one for each of the two."""
+    if isinstance(value, WorkerRange) or (isinstance(value, int) and not isinstance(value, bool)):
+        if isinstance(value, int) and not 1 <= value <= 4096:
+            raise ValueError(f"training.workers {value}: 1 to 4096 workers are possible")
+        return value
+    if isinstance(value, dict) and set(value) == {"min", "max"}:
+        try:
+            return WorkerRange.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(("training.workers", *(str(part) for part in first["loc"])))
+            message = first["msg"].removeprefix("Value error, ")
+            raise ValueError(message if not first["loc"] else f"{key}: {message}") from None
+    raise ValueError("training.workers: a number is expected, or a range such as {min: 1, max: 4}")
+
+
+Workers = Annotated[int | WorkerRange, BeforeValidator(_number_or_range)]
 
 
 class TrainingConfig(StrictConfig):
@@ -18,15 +54,20 @@ class TrainingConfig(StrictConfig):
     """Pairs of one optimiser step, over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Pairs that one worker holds at a time; the contrastive batch stays whole by feature caching and
-    replay. None: the worker's whole share."""
+    replay. None: the worker's whole share, with a range of workers the share of the most, so that fewer need
+    no more memory each."""
     seed: int = Field(default=0, ge=0, le=2**62)
     """Seed of initial weights, order, crops and masks."""
-    workers: int = Field(default=1, ge=1, le=4096)
-    """Training processes; divides data.lanes."""
+    workers: Workers = 1
+    """Training processes; divides data.lanes. A range `{min: 1, max: 4}` trains on as many as there is room
+    for: a lost node's share goes to the others with the same global batch in the same order, and the group
+    grows again when a node comes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU per worker where the cluster has that many, else CPU; the choice is printed."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where the device has it in hardware (GPU), fp32 on CPU; losses are in fp32 always."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """`auto`: bf16 where the device has it in hardware (GPU), fp32 on CPU; losses are in fp32 at least.
+    `fp64`, on a CPU alone, is for telling rounding from mistakes: the same steps differ by 1e-15 instead of
+    1e-7."""
     threads_per_worker: int | None = Field(default=None, ge=1, le=256)
     """CPU threads of one worker. None: the machine's cores over its workers."""
     learning_rate_per_256: float = Field(default=1.5e-4, gt=0.0, le=1.0)
@@ -66,11 +107,14 @@ class TrainingConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> TrainingConfig:
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"training.batch_size {self.batch_size} is not a multiple of training.workers {self.workers}"
-            )
-        share = self.batch_size // self.workers
+        for key, workers in self.worker_bounds.items():
+            if self.batch_size % workers:
+                raise ValueError(
+                    f"training.batch_size {self.batch_size} is not a multiple of {key} {workers}"
+                )
+        share = self.batch_size // self.most_workers
+        if self.precision == "fp64" and self.device == "cuda":
+            raise ValueError("training.precision fp64 is for CPUs; use training.device=cpu, or bf16")
         if self.micro_batch_size is not None and share % self.micro_batch_size:
             raise ValueError(
                 f"training.micro_batch_size {self.micro_batch_size} does not divide a worker's share {share}"
@@ -81,6 +125,35 @@ class TrainingConfig(StrictConfig):
                 "training.gradient_norms_every_steps is not measured with training.parallel fsdp2"
             )
         return self
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that train where there is room for all."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers below which the run waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def worker_bounds(self) -> dict[str, int]:
+        """The numbers of workers that stand in the configuration, by their keys."""
+        if isinstance(self.workers, int):
+            return {"training.workers": self.workers}
+        return {"training.workers.min": self.workers.min, "training.workers.max": self.workers.max}
+
+    def micro_batch_for(self, world: int) -> int | None:
+        """Pairs that each of `world` workers holds at a time; None: its whole share.
+
+        With a range of workers: the most pairs that divide the share and are no more than at the full number.
+        """
+        if isinstance(self.workers, int):
+            return self.micro_batch_size
+        most, share = self.micro_batch_size or self.batch_size // self.workers.max, self.batch_size // world
+        if most >= share:
+            return None
+        return next(pairs for pairs in range(most, 0, -1) if share % pairs == 0)
 
 
 class ValidationConfig(StrictConfig):

@@ -24,8 +24,9 @@ from typing import Any, Protocol
 import torch
 
 from mpma.config import ExperimentConfig
-from mpma.data.batches import Batch
+from mpma.data.batches import DIGEST_MODULUS, Batch, pair_digests
 from mpma.errors import JobError
+from mpma.model.widening import widened
 from mpma.training import checkpoint as checkpoints
 from mpma.training.allocator import give_back_freed_memory
 from mpma.training.compile_cache import keep_compiled_code
@@ -36,6 +37,7 @@ from mpma.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
+from mpma.training.ownership import Claim, SupersededError
 from mpma.training.parallel import average_over_workers, model_tensors, unwrap, wrap
 from mpma.training.run_directory import RunDirectory, config_hash
 from mpma.training.schedule import learning_rate
@@ -99,7 +101,7 @@ class Task:
     rank: int
     world: int
     precision: str
-    """`fp32` or `bf16`."""
+    """`fp32`, `bf16` or `fp64`."""
     build_model: Callable[[], tuple[Any, dict[str, Any]]]
     """Makes the model and what must be known to build it anew; deterministic in the configuration."""
     build_validator: Callable[[], Validator]
@@ -108,7 +110,9 @@ class Task:
     draw_pictures: Callable[[Any, int], None] | None = None
     """Writes the pictures of a step; None: none are wanted."""
     stop_asked: Callable[[], bool] = lambda: False
-    """Whether this process was told to end (Ctrl-C, SIGTERM, time limit)."""
+    """Whether this process was told to end (Ctrl-C, SIGTERM, time limit, a node that is about to go)."""
+    one_of_a_group: bool = False
+    """Whether this worker may be replaced while it still runs, and so must claim the run (ownership.py)."""
     until: int | None = None
     """Step at which this session validates, saves and ends, the run being longer; None: at its end. The
     schedules span the whole run, so the numbers are those of a run that was never interrupted."""
@@ -133,6 +137,8 @@ class TrainingLoop:
         self.config = task.config
         self.events: Events = events or Silent()
         self.model, self.model_facts = task.build_model()
+        if task.precision == "fp64":
+            self.model.double()
         self.step = 0
         restored = self._restore_weights()
         self.untrained = self._copy_of_untrained()
@@ -153,12 +159,16 @@ class TrainingLoop:
             self.stepper = CompiledModel(self.module)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=task.device)
         self.log: MetricsLog | None = None
+        self.claim: Claim | None = None
 
     def run(self) -> Outcome:
         """Train. Raises `JobError` where a loss is not finite or the disk is full."""
         task, training = self.task, self.config.training
         validator = task.build_validator()
         if task.rank == 0:
+            if task.one_of_a_group:
+                self.claim = Claim(task.run.folder)
+            task.run.clear_save()
             self.log = MetricsLog(task.run.folder, self.step)
         try:
             with contextlib.closing(task.open_stream(self.step)) as stream:
@@ -168,6 +178,11 @@ class TrainingLoop:
             if outcome.finished and task.rank == 0:
                 task.run.mark_finished(training.steps, {})
             return outcome
+        except SupersededError:
+            if self.log is not None:
+                self.log.abandon()
+            self.log = None
+            raise
         finally:
             if self.log is not None:
                 self.log.close()
@@ -208,15 +223,15 @@ class TrainingLoop:
 
             validation_due = last or self.step % self.config.validation.every_steps == 0
             checkpoint_due = last or self.step % training.checkpoint_every_steps == 0
-            stop = self._stop_agreed(log_due)
-            if log_due or checkpoint_due or stop:
+            stop, save = self._agreed(log_due)
+            if log_due or checkpoint_due or stop or save:
                 self._check_finite()
             if log_due:
                 self._write_line(batch, result, interval)
             if validation_due:
                 with interval.paused():
                     self._validate(validator, self.bare, self.step)
-            if checkpoint_due or stop:
+            if checkpoint_due or stop or save:
                 with interval.paused():
                     self._save()
             if validation_due or checkpoint_due:
@@ -232,11 +247,11 @@ class TrainingLoop:
     def _write_line(self, batch: Batch, result: Any, interval: _Interval) -> None:
         task, training = self.task, self.config.training
         names = [name for name in LOSS_NAMES if result.losses.get(name) is not None]
-        raw = torch.stack([result.total.float(), *(result.losses[name].float() for name in names)]).detach()
+        raw = torch.stack([widened(result.total), *(widened(result.losses[name]) for name in names)]).detach()
         raw = average_over_workers(raw, task.world)
         extra = sorted(result.diagnostics)
         values = torch.stack(
-            [result.gradient_norm.float(), *(result.diagnostics[name].detach().float() for name in extra)]
+            [widened(result.gradient_norm), *(widened(result.diagnostics[name].detach()) for name in extra)]
         )
         numbers = torch.cat([raw, values.to(raw.device)]).tolist()
         seconds, waited, steps = interval.take(self.step)
@@ -250,10 +265,19 @@ class TrainingLoop:
             "gradient_norm": numbers[len(raw)],
             **dict(zip(extra, numbers[len(raw) + 1 :], strict=True)),
             "image_mask_ratio": 1 - batch.visible / batch.patch_order.shape[1],
+            "batch_digest": self._batch_digest(batch),
+            "workers": task.world,
             "pairs_per_second": round(steps * training.batch_size / max(seconds, 1e-9), 2),
             "data_wait_fraction": round(waited / max(seconds, 1e-9), 4),
         }
         self._say(line)
+
+    def _batch_digest(self, batch: Batch) -> int:
+        """Sum over the global batch, which tells whether two runs read the same pairs at the same places."""
+        total = pair_digests(batch).sum().to(self.task.device)
+        if self.task.world > 1:
+            torch.distributed.all_reduce(total)
+        return int(total) % DIGEST_MODULUS
 
     def _validate(self, validator: Validator, model: Any, step: StepNumber) -> None:
         values = validator.run(model, step)
@@ -263,6 +287,7 @@ class TrainingLoop:
 
     def _say(self, line: dict[str, Any]) -> None:
         if self.log is not None:
+            self._require_claim()
             self.log.write(line)
             self.events.line(line)
 
@@ -279,17 +304,21 @@ class TrainingLoop:
                 "a lower training.learning_rate_per_256 or a longer training.warmup_fraction usually helps",
             )
 
-    def _stop_agreed(self, asked_of_all: bool) -> bool:
-        """Whether every worker stops now. Several workers can only agree together, at log steps; the file by
-        which a worker in another process is told is looked for at those steps too."""
+    def _agreed(self, asked_of_all: bool) -> tuple[bool, bool]:
+        """(whether every worker stops now, whether a checkpoint was asked for). Several workers can only
+        agree together, at log steps; the files by which a worker in another process is told are looked for
+        then too."""
+        task = self.task
         if not asked_of_all:
-            return self.task.world == 1 and self.task.stop_asked()
-        mine = self.task.stop_asked() or (self.task.rank == 0 and self.task.run.stop_requested())
-        if self.task.world == 1:
-            return mine
-        flag = torch.tensor(int(mine), device=self.task.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+            return task.world == 1 and task.stop_asked(), False
+        stop = task.stop_asked() or (task.rank == 0 and task.run.stop_requested())
+        save = task.rank == 0 and task.run.save_requested()
+        if task.world == 1:
+            return stop, save
+        flags = torch.tensor([int(stop), int(save)], device=task.device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        stopped, saved = flags.tolist()
+        return bool(stopped), bool(saved)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -303,6 +332,7 @@ class TrainingLoop:
         if task.rank != 0:
             return
         assert self.log is not None
+        self._require_claim()
         self.log.sync()
         checkpoints.write_checkpoint(
             task.run.checkpoints,
@@ -317,7 +347,13 @@ class TrainingLoop:
             weights,
             moments,
             keep=training.keep_checkpoints,
+            before_marker=self._require_claim,
         )
+        task.run.clear_save()
+
+    def _require_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.require()
 
     def _copy_of_untrained(self) -> Any:
         """The model as it stands, where its step 0 is to be validated and its weights lie whole."""

@@ -33,6 +33,7 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 FINISHED_FILE = "finished.json"
 STOP_FILE = "stop_requested"
+SAVE_FILE = "save_requested"
 TOKENIZER_FILE = "tokenizer.json"
 LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
@@ -65,8 +66,8 @@ def config_hash(config: ExperimentConfig) -> str:
     """Hash of the keys that may not change when a run is continued."""
     fixed = config.model_dump()
     for dotted in MAY_CHANGE_ON_CONTINUE:
-        section, key = dotted.split(".")
-        fixed[section].pop(key)
+        section, key, *_ = dotted.split(".")
+        fixed[section].pop(key, None)
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -195,6 +196,18 @@ class RunDirectory:
     def clear_stop(self) -> None:
         """Forget an earlier request."""
         self.folder.remove(STOP_FILE)
+
+    def request_save(self) -> None:
+        """Ask the workers for a checkpoint at the next step they agree on; they go on after it."""
+        self.folder.write(SAVE_FILE, b"")
+
+    def save_requested(self) -> bool:
+        """Whether a checkpoint was asked for and is not there yet."""
+        return self.folder.exists(SAVE_FILE)
+
+    def clear_save(self) -> None:
+        """The checkpoint that was asked for is there, or no longer wanted."""
+        self.folder.remove(SAVE_FILE)
 
     def lock(self) -> object:
         """Hold the run for this process; keep the result alive. Raises `UserError` where it is held.

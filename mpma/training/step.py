@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mpma.config import ExperimentConfig
 from mpma.data.batches import Batch
 from mpma.data.counter_hash import counter_hash
+from mpma.model.gather import rank_and_world
 from mpma.model.gradient_norms import trunk_gradient_norms
 from mpma.model.pretraining import PretrainingModel
 from mpma.training.feature_cache import accumulate_backward
@@ -30,7 +31,7 @@ class StepResult:
     """What a step leaves behind, all on the device."""
 
     total: Tensor
-    """float32 []: weighted sum of the raw terms."""
+    """float32 [] (here and below float64 in fp64): weighted sum of the raw terms."""
     losses: Mapping[str, Tensor | None]
     """float32 [] raw terms by `LOSS_NAMES`; None where a branch was skipped."""
     gradient_norm: Tensor
@@ -75,7 +76,7 @@ def training_step(
     losses = accumulate_backward(
         module,
         batch,
-        micro_batch_size=config.training.micro_batch_size,
+        micro_batch_size=config.training.micro_batch_for(rank_and_world()[1]),
         device=device,
         autocast=autocast,
     )

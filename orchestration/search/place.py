@@ -40,7 +40,8 @@ def plan_trials(
 
     `concurrency` None: as many as fit. `gpus_per_trial` None: one GPU, where there are any.
     """
-    workers, device, reasons = training.workers, training.device, []
+    # A trial is over too soon for a group to shrink and grow: of a range the most are taken.
+    workers, device, reasons = training.most_workers, training.device, []
     if device == "auto":
         device = (
             "cuda"

@@ -85,9 +85,7 @@ def _segment(job: dict[str, Any], begun: float) -> Outcome:
     _forget_peak_memory(job["device"])
     if _reported(run, until) is None or not _saved(run, until):
         stopped = (
-            _train_here(job, until, first_step)
-            if config.training.workers == 1
-            else _train_in_group(job, run, until)
+            _train_here(job, until, first_step) if job["workers"] == 1 else _train_in_group(job, run, until)
         )
         if stopped and _reported(run, until) is None:
             return Outcome("stopped", seconds=(time.time() - begun) * job["devices"])
@@ -185,16 +183,9 @@ def _train_here(job: dict[str, Any], until: int, first_step: list[float]) -> boo
 
 def _train_in_group(job: dict[str, Any], run: Any, until: int) -> bool:
     """Train through Ray Train; return whether it was told to stop."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from orchestration.worker import WorkerPlan
+    from orchestration.worker_group import fit
 
-    from orchestration.pretraining import raise_reported_error
-    from orchestration.worker import WorkerPlan, train_loop
-
-    gpu = job["device"] == "cuda"
-    resources: dict[str, float] = {"CPU": job["cpus_per_worker"]}
-    if gpu:
-        resources["GPU"] = 1
     plan = WorkerPlan(
         config=job["config"],
         data=job["data"],
@@ -207,26 +198,7 @@ def _train_in_group(job: dict[str, Any], run: Any, until: int) -> bool:
         validate_untrained=False,
         stop_folder=job["search"],
     )
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=plan.__dict__,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
-        scaling_config=ScalingConfig(
-            num_workers=job["workers"], use_gpu=gpu, resources_per_worker=resources, placement_strategy="PACK"
-        ),
-        run_config=RunConfig(
-            name=f"{job['name']}-{until}-{int(time.time())}",
-            storage_path=f"{job['runs'].rstrip('/')}/{job['name']}/.ray",
-            failure_config=FailureConfig(max_failures=int(job["retries"])),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        with contextlib.suppress(OSError):
-            run.folder.remove(".ray")
-    raise_reported_error(run)
+    fit(plan, (int(job["workers"]),), job["cpus_per_worker"], int(job["retries"]))
     return _reported(run, until) is None
 
 
