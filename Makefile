@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK ?= requirements.lock
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo tune test test-slow chaos lint peers bench clean
+.PHONY: help setup install demo tune test test-slow chaos lint peers bench clean
 
 help:
 	@echo "make demo       train a demo model on synthetic pairs (installs what it needs first)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench      the benchmarks and a table of their figures beside the targets"
 	@echo "make peers      what the stream is compared with, for make bench"
 	@echo "make setup      only the virtual environment"
+	@echo "make install    the same without the tools of development, for machines of a cluster"
 
 setup: $(STAMP)
 
@@ -26,6 +27,15 @@ $(STAMP): pyproject.toml $(wildcard $(LOCK))
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --progress-bar off $(if $(LOCK),--constraint $(LOCK)) --editable '.[dev]'
 	@touch $(STAMP)
+
+# What a machine of a cluster needs: no tools of development.
+install: $(VENV)/.installed-to-run
+
+$(VENV)/.installed-to-run: pyproject.toml $(wildcard $(LOCK))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --progress-bar off $(if $(LOCK),--constraint $(LOCK)) --editable .
+	@touch $@
 
 demo: setup
 	$(BIN)/python -m orchestration.pretrain --config recipes/demo.yaml --name demo

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
@@ -198,16 +199,23 @@ def connected(
                     runtime_env=offline.worker_settings() or None,
                 )
             else:
+                _refuse_client(address)
                 ray.init(
                     address=address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env=offline.worker_settings() or None,
+                    runtime_env={**offline.worker_settings(), **_own_code()},
                 )
         except UserError:
             raise
         except Exception as error:
             # Among others a bare Exception where Ray's own processes do not come up in time.
+            if address is not None and "InvalidAuthToken" in f"{type(error).__name__}: {error}":
+                raise UserError(
+                    f"Ray at {address} refuses this user's token",
+                    "copy the cluster's token to ~/.ray/auth_token (mode 0600), or name its file in "
+                    "RAY_AUTH_TOKEN_PATH",
+                ) from None
             raise UserError(
                 f"Ray at {address or 'this machine'} does not answer ({type(error).__name__})",
                 "see `ray status`; without --address a private Ray is started here, which an overloaded "
@@ -243,8 +251,29 @@ def _resources(private: bool) -> dict[str, float]:
     return found
 
 
+def _refuse_client(address: str) -> None:
+    if address.startswith("ray://"):
+        submit = (
+            "ray job submit --address http://HEAD:8265 --working-dir . -- python -m orchestration.pretrain"
+        )
+        raise UserError(
+            f"--address {address}: Ray's client protocol cannot carry a training run",
+            f"run it on a machine of the cluster with --address HEAD:6379, or submit it: {submit} ...",
+        )
+
+
+def _own_code() -> dict[str, Any]:
+    """This project's code for the cluster's processes, so that they run what the driver runs."""
+    here = Path(__file__).resolve().parents[1]
+    return {"py_modules": [str(here / "mpma"), str(here / "orchestration")]}
+
+
 def _prepare_environment(private: bool) -> None:
     """Settings that Ray reads when it is imported or started; a user's own values win."""
+    # A cluster's commands do not look for the token by themselves, as a private Ray does.
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not private and ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Whatever its name says: 0 makes loopback the address of a Ray's only node, and all of its servers, those
     # of figures among them, which ask for no token, then listen on loopback alone.
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if private else {}

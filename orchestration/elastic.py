@@ -17,7 +17,7 @@ Decisions
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from ray._private.state import state
 from ray.train import FailureConfig, ScalingConfig
@@ -29,9 +29,6 @@ from ray.train.v2._internal.util import time_monotonic
 
 from mpma.training.checkpoint import list_checkpoints
 from mpma.training.run_directory import RunDirectory
-
-SETTLING_SECONDS: Final = 10.0
-"""How long a group waits for its former workers' resources before it starts with fewer."""
 
 Amounts = Mapping[str, float]
 
@@ -61,31 +58,31 @@ class RoomAsItIs(ElasticScalingPolicy):
         super().__init__(scaling_config)
         self._counts = counts
         self._run = RunDirectory.at(runs, name)
-        self._settling_since: float | None = None
+        self._tried = False
+        """Whether a start was decided on since a group last ran."""
         self._last_look = float("-inf")
         self._asked_to_save = False
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Start with what there is room for, once what was held before is free again."""
+        """Start with as many as the nodes can carry; where that did not come about, with what is free on
+        them."""
         self._maybe_send_resource_request()
         self._asked_to_save = False
-        now = time_monotonic()
-        if self._settling_since is None:
-            self._settling_since = now
-        target = fitting(self._counts, self._room(state.total_resources_per_node()))
-        free = fitting(self._counts, self._room(state.available_resources_per_node()))
-        if free < target and now - self._settling_since < SETTLING_SECONDS:
+        # At the first try the former group still holds its places, which it gives back when the new one
+        # starts.
+        nodes = state.available_resources_per_node() if self._tried else state.total_resources_per_node()
+        count = fitting(self._counts, self._room(nodes))
+        if not count:
             return NoopDecision()
-        if not free:
-            return NoopDecision()
-        self._settling_since = None
-        return self._get_resize_decision(free)
+        self._tried = True
+        return self._get_resize_decision(count)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         """Grow when there is room for a larger number and the group has saved for it."""
         self._maybe_send_resource_request()
+        self._tried = False
         now, has = time_monotonic(), worker_group_state.num_workers
         if not self._asked_to_save:
             since = max(worker_group_state.start_time, self._last_look)

@@ -21,10 +21,13 @@ from mpma.data.dataset_directory import DatasetExistsError, DirectoryBusyError
 from mpma.data.dataset_info import MARKER
 from mpma.data.hashing import PUBLIC_KEY
 from mpma.data.ingest_plan import IngestOptions
+from mpma.data.storage import open_storage
 from mpma.errors import UserError
 from orchestration.ingesting import Watcher, carry_out, prepare
 
 DEFAULT_ROOT = "datasets"
+CLUSTER_PAIRS = ".datasets"
+"""Below the runs (or searches) of a cluster, whose names never begin with a dot."""
 
 _POLL_SECONDS = 0.5
 
@@ -50,7 +53,7 @@ def ensure_phantom(
         try:
             return Dataset.open(path).path
         except UserError:
-            torn = Path(path, MARKER).exists()
+            torn = open_storage(path).exists(MARKER)
         try:
             # The generator's images are stored as they come.
             options = IngestOptions(short_side_pixels=None)

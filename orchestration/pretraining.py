@@ -20,6 +20,7 @@ from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 from orchestration import cluster
 from orchestration.display import Display, closing_table
+from orchestration.shared_storage import require_seen
 from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker
 from orchestration.worker_group import train_in_group
 
@@ -63,7 +64,9 @@ def pretrain(request: Request) -> None:
                 display.note(f"Ray dashboard: {connection.dashboard_url}")
             for line in (*layout.reasons, reason):
                 display.note(line)
-            dataset = _dataset(request.config, display)
+            dataset = _dataset(request, display)
+            if not connection.resources.local:
+                require_seen([_absolute(request.runs), dataset.path])
             run.begin_or_continue(request.config, dataset.fingerprint)
             run.clear_stop()
             run.folder.remove(ERROR_FILE)
@@ -117,13 +120,16 @@ def _absolute(place: str) -> str:
     return place if "://" in place else os.path.abspath(place)
 
 
-def _dataset(config: ExperimentConfig, display: Display) -> Dataset:
+def _dataset(request: Request, display: Display) -> Dataset:
+    config = request.config
     if config.data.path is not None:
         return Dataset.open(_absolute(config.data.path))
-    from orchestration.phantom_data import ensure_phantom
+    from orchestration.phantom_data import CLUSTER_PAIRS, DEFAULT_ROOT, ensure_phantom
 
     begun = time.time()
-    path = ensure_phantom(config.data.phantom)
+    # On a cluster the pairs must lie where every node sees them, and the runs do.
+    root = DEFAULT_ROOT if request.address is None else f"{_absolute(request.runs)}/{CLUSTER_PAIRS}"
+    path = ensure_phantom(config.data.phantom, root)
     seconds = time.time() - begun
     if seconds > 1:
         display.making_pairs_seconds = seconds

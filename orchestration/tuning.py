@@ -38,6 +38,7 @@ from orchestration.search.records import SearchState
 from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
+from orchestration.shared_storage import require_seen
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
@@ -299,14 +300,22 @@ class Searching:
         return warm_start(self.space, self.base, self.loaded.full_steps, self.dataset.fingerprint, earlier)
 
     def open_dataset(self) -> Dataset:
-        """The pairs, made first where they are phantom pairs."""
-        if self.base.data.path is not None:
-            return Dataset.open(_absolute(self.base.data.path))
-        from orchestration.phantom_data import ensure_phantom
+        """The pairs, made first where they are phantom pairs.
 
-        path = ensure_phantom(self.base.data.phantom)
-        self.display.note(f"data: synthetic phantom pairs at {path}")
-        return Dataset.open(path)
+        Raises `UserError` where a node of a cluster does not see them or the search's folder.
+        """
+        if self.base.data.path is not None:
+            found = Dataset.open(_absolute(self.base.data.path))
+        else:
+            from orchestration.phantom_data import CLUSTER_PAIRS, DEFAULT_ROOT, ensure_phantom
+
+            searches = _absolute(self.request.searches)
+            root = DEFAULT_ROOT if self.request.address is None else f"{searches}/{CLUSTER_PAIRS}"
+            found = Dataset.open(ensure_phantom(self.base.data.phantom, root))
+            self.display.note(f"data: synthetic phantom pairs at {found.path}")
+        if not self.connection.resources.local:
+            require_seen([self.folder.location, found.path])
+        return found
 
     def plan_place(self) -> Place:
         """What a segment occupies on this Ray."""

@@ -42,7 +42,7 @@ def require_namespaces() -> None:
     subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def _forget_ended() -> None:
+def forget_ended() -> None:
     """Take away what a test left behind that was killed itself."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     for name in (line.split()[0] for line in listed.splitlines() if line):
@@ -226,7 +226,7 @@ def cluster_of_hosts(
 ) -> Iterator[tuple[Network, Supervisor, Host, list[Host]]]:
     """A head without CPUs and so many worker nodes, each a host of its own."""
     require_namespaces()
-    _forget_ended()
+    forget_ended()
     network = Network(folder)
     names = ["head", *(f"node{number}" for number in range(1, workers + 1))]
     supervisor = None

@@ -23,7 +23,7 @@ from small_runs import phantom_dataset, recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 700
+STEPS = 480
 CUT_SECONDS = 20.0
 
 
@@ -181,8 +181,12 @@ def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
         line["batch_digest"] for line in expected.values()
     ]
     assert len({line["batch_digest"] for line in expected.values()}) == STEPS
-    names = [name for name in expected[1] if name.startswith("loss/")]
-    worst = max(abs(found[step][name] - expected[step][name]) for step in expected for name in names)
+    worst = max(
+        abs(found[step][name] - value)
+        for step, line in expected.items()
+        for name, value in line.items()
+        if name.startswith("loss/")
+    )
     with capsys.disabled():
         print("\nseconds without a new step:", {name: round(value, 1) for name, value in outages.items()})
         print(f"largest difference of a loss over {STEPS} steps: {worst:.1e}")
