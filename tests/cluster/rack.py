@@ -4,6 +4,7 @@ ssh server of its own. What they share is a folder, as an NFS would be."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from network_hosts import ROOT, Host, Network, forget_ended, require_namespaces,
 _BOOT = """
 set -e
 mount --rbind "$ROOT" /mnt
-mount --bind "$BASE/$NAME/home" /root
+mount --bind "$BASE/$NAME/home" "$BASE/home"
+mount --bind "$BASE/passwd" /etc/passwd
 mount --bind "$BASE/$NAME/tmp" /tmp
-# Where the checkout lies in one of the two, it is hidden now.
-case "$ROOT" in /tmp/*|/root/*) mkdir -p "$ROOT"; mount --rbind /mnt "$ROOT";; esac
+# Where the checkout lies in there, it is hidden now.
+case "$ROOT" in /tmp/*) mkdir -p "$ROOT"; mount --rbind /mnt "$ROOT";; esac
 exec /usr/sbin/sshd -D -e -f "$BASE/sshd_config" -o ListenAddress="$ADDRESS"
 """
 
@@ -44,6 +46,11 @@ class Rack:
             f"Port 22\nHostKey {self.base}/host_key\nAuthorizedKeysFile {self.base}/key.pub\nPidFile none\n"
             "StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
             "MaxStartups 100\n"
+        )
+        (self.base / "home").mkdir()
+        users = Path("/etc/passwd").read_text()
+        (self.base / "passwd").write_text(
+            re.sub(r"^(root:.*):[^:]*:([^:]*)$", rf"\1:{self.base}/home:\2", users, flags=re.M)
         )
         for host in self.network.hosts.values():
             home = self.base / host.name / "home"
@@ -78,9 +85,17 @@ class Rack:
         """A command on the host, with its home, its /tmp and its network."""
         server = self._servers[host.name].pid
         enter = ["nsenter", f"--net=/run/netns/{host.namespace}", f"--mount=/proc/{server}/ns/mnt"]
-        path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
-        clean = ["env", "-i", "HOME=/root", f"PATH={path}", f"PYTHONPATH={ROOT}", "LANG=C.UTF-8", "TERM=dumb"]
-        return [*enter, *clean, "OMP_NUM_THREADS=1", "--chdir=" + str(ROOT), *arguments]
+        path = f"{Path(sys.executable).absolute().parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+        clean = [
+            "env",
+            "-i",
+            f"HOME={self.base}/home",
+            f"PATH={path}",
+            f"PYTHONPATH={ROOT}",
+            "LANG=C.UTF-8",
+            "TERM=dumb",
+        ]
+        return [*enter, *clean, "OMP_NUM_THREADS=1", *arguments]
 
     def run(self, host: Host, *arguments: str, seconds: float = 180) -> str:
         """What a command on the host says; it must succeed."""

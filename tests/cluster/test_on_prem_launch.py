@@ -99,10 +99,10 @@ def test_a_rack_comes_up_trains_searches_and_leaves_nothing_behind(tmp_path: Pat
         assert len(list((shared / "searches" / "second" / "trials").iterdir())) == 6
         assert (shared / "searches" / "second" / "report.html").exists()
 
-        refused = rack.inside(head, [*train, "--set", "training.steps=24", "--runs", "/root/only-here"])
+        refused = rack.inside(head, [*train, "--set", "training.steps=24", "--runs", "/tmp/only-here"])
         done = subprocess.run(refused, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2
-        assert "/root/only-here: not the same folder there on node" in done.stdout + done.stderr
+        assert "/tmp/only-here: not the same folder there on node" in done.stdout + done.stderr
 
         rack.run(laptop, "ray", "down", "--yes", str(launcher), seconds=120)
         for host in (head, *nodes):
