@@ -22,6 +22,7 @@ from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
 from orchestration import offline, ray_environment
 from orchestration.session_folder import session_folder
+from orchestration.telemetry import grafana
 
 SMALLEST_CPU_SHARE = 0.25
 """Least share of a CPU that a worker on the user's own machine is given."""
@@ -227,6 +228,11 @@ def connected(
         node = _resources(private=address is None)
         url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
         session = ray._private.worker.global_worker.node.get_session_dir_path()
+        if address is None and dashboard:
+            # For a Grafana that is started on the files that Ray writes, which come some seconds after its
+            # start.
+            provisioning = (Path(session), 60.0)
+            threading.Thread(target=grafana.provision_within, args=provisioning, daemon=True).start()
         yield Connection(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,

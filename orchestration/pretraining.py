@@ -144,11 +144,11 @@ def _dataset(request: Request, display: Display) -> Dataset:
 class _HereEvents:
     """Events of the worker in this process: display and Ray's metrics."""
 
-    def __init__(self, display: Display, run_name: str) -> None:
-        from orchestration.telemetry import RayGauges
+    def __init__(self, display: Display, run_name: str, steps: int) -> None:
+        from orchestration.telemetry.gauges import RunGauges
 
         self._display = display
-        self._gauges = RayGauges(run_name)
+        self._gauges = RunGauges(run_name, steps)
 
     def note(self, text: str) -> None:
         self._display.note(text)
@@ -166,7 +166,9 @@ def _train_here(plan: WorkerPlan, run: RunDirectory, display: Display) -> bool:
     with StopSignal().listening(
         lambda: display.note("stopping after this step; once more ends at once, without saving")
     ) as stop:
-        outcome = run_worker(plan, 0, 1, 0, _HereEvents(display, run.name), stop)
+        outcome = run_worker(
+            plan, 0, 1, 0, _HereEvents(display, run.name, int(plan.config["training"]["steps"])), stop
+        )
     return not outcome.finished
 
 

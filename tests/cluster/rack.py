@@ -13,9 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from network_hosts import ROOT, Host, Network, forget_ended, require_namespaces, wait_until
 
+# Processes are a host's own too: `ray stop` ends every Ray that it sees.
+_UNSHARE = [
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+]
 _BOOT = """
 set -e
 mount --rbind "$ROOT" /mnt
@@ -55,12 +67,13 @@ class Rack:
         for host in self.network.hosts.values():
             home = self.base / host.name / "home"
             (home / ".ssh").mkdir(parents=True, mode=0o700)
+            (home / ".bashrc").touch()
             (self.base / host.name / "tmp").mkdir(mode=0o1777)
             shutil.copy(key, home / ".ssh" / "id_ed25519")
             _already_installed(home / "mpma" / ".venv")
             log = (self.base / f"{host.name}.log").open("wb")
             self._servers[host.name] = subprocess.Popen(
-                host.command(["unshare", "--mount", "--propagation", "private", "bash", "-c", _BOOT]),
+                host.command([*_UNSHARE, "bash", "-c", _BOOT]),
                 env={
                     **os.environ,
                     "ROOT": str(ROOT),
@@ -83,19 +96,11 @@ class Rack:
 
     def inside(self, host: Host, arguments: Sequence[str]) -> list[str]:
         """A command on the host, with its home, its /tmp and its network."""
-        server = self._servers[host.name].pid
-        enter = ["nsenter", f"--net=/run/netns/{host.namespace}", f"--mount=/proc/{server}/ns/mnt"]
+        first = psutil.Process(self._servers[host.name].pid).children()[0].pid
+        enter = ["nsenter", f"--target={first}", "--net", "--mount", "--pid"]
         path = f"{Path(sys.executable).absolute().parent}:/usr/sbin:/usr/bin:/sbin:/bin"
-        clean = [
-            "env",
-            "-i",
-            f"HOME={self.base}/home",
-            f"PATH={path}",
-            f"PYTHONPATH={ROOT}",
-            "LANG=C.UTF-8",
-            "TERM=dumb",
-        ]
-        return [*enter, *clean, "OMP_NUM_THREADS=1", *arguments]
+        clean = ["env", "-i", f"--chdir={ROOT}", f"HOME={self.base}/home", f"PATH={path}", "LANG=C.UTF-8"]
+        return [*enter, *clean, f"PYTHONPATH={ROOT}", "TERM=dumb", "OMP_NUM_THREADS=1", *arguments]
 
     def run(self, host: Host, *arguments: str, seconds: float = 180) -> str:
         """What a command on the host says; it must succeed."""
@@ -116,7 +121,7 @@ class Rack:
         for process in host.processes():
             with suppress(Exception):
                 command = " ".join(process.cmdline())
-                if command and "sshd" not in command:
+                if command and "sshd" not in command and "unshare" not in command:
                     found.append(command[:200])
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from network_hosts import ROOT, wait_until
+from network_hosts import ROOT, Host, wait_until
 from rack import Rack, rack_of
 from small_runs import phantom_dataset, recipe
 from small_searches import SPACE
@@ -105,6 +105,14 @@ def test_a_rack_comes_up_trains_searches_and_leaves_nothing_behind(tmp_path: Pat
         assert "/tmp/only-here: not the same folder there on node" in done.stdout + done.stderr
 
         rack.run(laptop, "ray", "down", "--yes", str(launcher), seconds=120)
+        # `ray down` ends the head's processes; those of the workers end when they have not reached it for a
+        # while.
         for host in (head, *nodes):
-            wait_until(lambda host=host: not rack.left_running(host), 30, f"{host.name} still runs something")
+            left = [""]
+
+            def nothing(host: Host = host, left: list[str] = left) -> bool:
+                left[:] = rack.left_running(host)
+                return not left
+
+            wait_until(nothing, 90, f"{host.name} still runs {left}")
         shutil.rmtree(shared)

@@ -1,0 +1,1 @@
+"""Figures of runs and searches for Prometheus, Grafana and Ray's dashboard."""
