@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,10 @@ from orchestration import offline, ray_environment
 from orchestration.session_folder import session_folder
 from orchestration.telemetry import grafana
 
+CONNECT_SECONDS = 10
+"""How long a cluster's port may take to accept a connection."""
+ANSWER_SECONDS = 90
+"""How long a cluster may take to take this program in."""
 SMALLEST_CPU_SHARE = 0.25
 """Least share of a CPU that a worker on the user's own machine is given."""
 
@@ -201,12 +207,14 @@ def connected(
                 )
             else:
                 _refuse_client(address)
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={**offline.worker_settings(), **_own_code()},
-                )
+                _require_listener(address)
+                with _bounded(address):
+                    ray.init(
+                        address=address,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        runtime_env={**offline.worker_settings(), **_own_code()},
+                    )
         except UserError:
             raise
         except Exception as error:
@@ -266,6 +274,42 @@ def _refuse_client(address: str) -> None:
             f"--address {address}: Ray's client protocol cannot carry a training run",
             f"run it on a machine of the cluster with --address HEAD:6379, or submit it: {submit} ...",
         )
+
+
+def _require_listener(address: str) -> None:
+    """Raises `UserError` where nothing listens; Ray itself would go on asking for half an hour."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error.strerror or type(error).__name__})",
+            "name the head, such as 10.0.0.5:6379 (not the dashboard); see `ray status`",
+        ) from None
+
+
+@contextmanager
+def _bounded(address: str) -> Iterator[None]:
+    """End this program with a line where the block, which cannot be interrupted, takes too long."""
+
+    def give_up() -> None:
+        print(
+            f"error: Ray at {address} has not answered for {ANSWER_SECONDS} s\n"
+            "hint: is this a Ray of the same version, and is it well? see `ray status`",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(ANSWER_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _own_code() -> dict[str, Any]:

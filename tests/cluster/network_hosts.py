@@ -160,6 +160,7 @@ class Supervisor:
     def __init__(self, network: Network, environment: Mapping[str, str]) -> None:
         self._network, self._environment = network, dict(environment)
         self._commands: dict[str, list[str]] = {}
+        self._environments: dict[str, dict[str, str]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._wanted: set[str] = set()
         self._lock = threading.Lock()
@@ -168,8 +169,17 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="supervisor")
         self._thread.start()
 
-    def start(self, host: Host, *options: str, head: Host) -> None:
-        """Keep `ray start` running there from now on."""
+    def start(
+        self,
+        host: Host,
+        *options: str,
+        head: Host,
+        wrap: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep `ray start` running there from now on; `wrap` goes before the command, and may change its
+        place."""
+        self._environments[host.name] = {**self._environment, **(environment or {})}
         place = (
             ["--head", f"--port={GCS_PORT}", "--dashboard-host=127.0.0.1"]
             if host is head
@@ -178,8 +188,8 @@ class Supervisor:
         ray = str(Path(sys.executable).with_name("ray"))
         # Machines that join at the same moment would mix up their files in one folder for sessions.
         place.append(f"--temp-dir={self._network.folder / str(host.number)}")
-        common = [f"--node-ip-address={host.address}", "--object-store-memory=100000000", "--block"]
-        self._commands[host.name] = host.command([ray, "start", *place, *common, *options])
+        common = [f"--node-ip-address={host.address}", "--object-store-memory=300000000", "--block"]
+        self._commands[host.name] = host.command([*wrap, ray, "start", *place, *common, *options])
         self.keep(host)
 
     def keep(self, host: Host) -> None:
@@ -202,7 +212,7 @@ class Supervisor:
         log = (self._network.folder / f"{name}.log").open("ab")
         self._running[name] = subprocess.Popen(
             self._commands[name],
-            env=self._environment,
+            env=self._environments[name],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
