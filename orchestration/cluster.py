@@ -174,11 +174,13 @@ def connected(
     dashboard: bool = True,
     meanwhile: Callable[[], None] | None = None,
     custom_resources: dict[str, float] | None = None,
+    name: str | None = None,
 ) -> Iterator[Connection]:
     """A Ray for the duration of a block: the cluster at `address`, or a private one on this machine.
 
     `meanwhile` runs in a thread beside Ray's start, which mostly waits for other processes.
-    `custom_resources` are declared where the Ray is a private one.
+    `custom_resources` are declared where the Ray is a private one. `name` is what the dashboard calls this
+    program among its jobs.
 
     Raises `UserError` where the address does not answer, or where a private Ray has no place for its files.
     """
@@ -192,6 +194,7 @@ def connected(
     beside = threading.Thread(target=meanwhile or (lambda: None), daemon=True)
     beside.start()
     if not already:
+        job = ray.job_config.JobConfig(metadata={} if name is None else {"job_name": name})
         try:
             if address is None:
                 ray.init(
@@ -204,17 +207,17 @@ def connected(
                     logging_level=logging.ERROR,
                     _temp_dir=folder,
                     runtime_env=offline.worker_settings() or None,
+                    job_config=job,
                 )
             else:
                 _refuse_client(address)
-                _require_listener(address)
-                with _bounded(address):
-                    ray.init(
-                        address=address,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        runtime_env={**offline.worker_settings(), **_own_code()},
-                    )
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={**offline.worker_settings(), **_own_code()},
+                    job_config=job,
+                )
         except UserError:
             raise
         except Exception as error:
@@ -236,11 +239,10 @@ def connected(
         node = _resources(private=address is None)
         url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
         session = ray._private.worker.global_worker.node.get_session_dir_path()
-        if address is None and dashboard:
-            # For a Grafana that is started on the files that Ray writes, which come some seconds after its
-            # start.
-            provisioning = (Path(session), 60.0)
-            threading.Thread(target=grafana.provision_within, args=provisioning, daemon=True).start()
+        if folder is not None and url:
+            from orchestration.telemetry.grafana import provision_when_ready
+
+            provision_when_ready(session)
         yield Connection(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,

@@ -7,6 +7,7 @@ same loop; Ray's own run snapshot is thrown away, since the run directory is the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -55,7 +56,11 @@ def pretrain(request: Request) -> None:
     lock = run.lock()
     try:
         with cluster.connected(
-            request.address, request.cpus, request.dashboard, _import_to_train if here else _import_to_lead
+            request.address,
+            request.cpus,
+            request.dashboard,
+            _import_to_train if here else _import_to_lead,
+            name=request.name,
         ) as connection:
             layout = _plan(request, connection.resources)
             precision, reason = cluster.choose_precision(request.config.training, layout.device)
@@ -144,21 +149,25 @@ def _dataset(request: Request, display: Display) -> Dataset:
 class _HereEvents:
     """Events of the worker in this process: display and Ray's metrics."""
 
-    def __init__(self, display: Display, run_name: str, steps: int) -> None:
+    def __init__(self, display: Display, plan: WorkerPlan) -> None:
         from orchestration.telemetry.gauges import RunGauges
 
         self._display = display
-        self._gauges = RunGauges(run_name, steps)
+        self.gauges = RunGauges(plan.name, plan.steps)
 
     def note(self, text: str) -> None:
         self._display.note(text)
 
     def line(self, values: dict[str, Any]) -> None:
         self._display.line(values)
-        self._gauges.set(values)
+        self.gauges.line(values)
 
     def progress(self, step: int) -> None:
         self._display.progress(step)
+        self.gauges.progress()
+
+    def saved(self, step: int, seconds: float) -> None:
+        self.gauges.saved(step, seconds)
 
 
 def _train_here(plan: WorkerPlan, run: RunDirectory, display: Display) -> bool:
@@ -166,9 +175,9 @@ def _train_here(plan: WorkerPlan, run: RunDirectory, display: Display) -> bool:
     with StopSignal().listening(
         lambda: display.note("stopping after this step; once more ends at once, without saving")
     ) as stop:
-        outcome = run_worker(
-            plan, 0, 1, 0, _HereEvents(display, run.name, int(plan.config["training"]["steps"])), stop
-        )
+        events = _HereEvents(display, plan)
+        with contextlib.closing(events.gauges):
+            outcome = run_worker(plan, 0, 1, 0, events, stop)
     return not outcome.finished
 
 

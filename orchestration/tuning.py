@@ -39,7 +39,7 @@ from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
 from orchestration.shared_storage import require_seen
-from orchestration.telemetry.gauges import SearchGauges
+from orchestration.telemetry.searching import SearchGauges
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
@@ -122,6 +122,7 @@ def connected(request: Request) -> Iterator[cluster.Connection]:
         request.dashboard,
         _import_model_code,
         custom_resources={TRIAL_DRIVER: 64.0},
+        name=request.name,
     ) as connection:
         yield connection
 
@@ -217,6 +218,7 @@ class Searching:
             self.base.training, self.layout.device
         )
         self.mirror: StudyMirror | None = None
+        self.gauges: SearchGauges | None = None
         self._live: Mapping[str, int] = {}
         self.display = SearchDisplay(self.space, journal.state, lambda: self._live, request.name)
         self.gauges = SearchGauges(request.name, self.space)
@@ -238,7 +240,9 @@ class Searching:
         if self.folder.is_local:
             self.mirror = StudyMirror(Path(self.folder.root) / "study.db", self.space)
             display.note(f"watch: optuna-dashboard sqlite:///{self.folder.root}/study.db")
-        with display:
+        self.gauges = SearchGauges(self.request.name, self.space)
+        with display, contextlib.closing(self.gauges):
+            self.gauges.show(state)
             if not state.search_ended:
                 self._trials()
             if not self.stop.is_set():
@@ -346,10 +350,11 @@ class Searching:
             raise phase.broken
 
     def changed(self) -> None:
-        """The state has changed: mirror and screen follow."""
+        """The state has changed: mirror, metrics and screen follow."""
         if self.mirror is not None:
             self.mirror.update(self.journal.state)
-        self.gauges.set(self.journal.state)
+        if self.gauges is not None:
+            self.gauges.show(self.journal.state)
         self.display.changed()
 
     def carry_out(self, source: JobSource) -> None:

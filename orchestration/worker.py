@@ -51,6 +51,11 @@ class WorkerPlan:
     stop_folder: str | None = None
     """A folder whose `stop_requested` stops this run as well: that of the search it belongs to."""
 
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return int(self.config["training"]["steps"])
+
 
 class StopSignal:
     """Whether this process was told to end."""
@@ -173,7 +178,6 @@ def train_loop(settings: dict[str, Any]) -> None:
     import ray.train
 
     from mpma.data.storage import open_storage
-    from mpma.training.loop import Silent
     from mpma.training.ownership import SupersededError
     from mpma.training.run_directory import STOP_FILE, RunDirectory
 
@@ -192,7 +196,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             rank,
             context.get_world_size(),
             context.get_local_rank(),
-            WorkerEvents(plan) if rank == 0 else Silent(),
+            WorkerEvents(plan) if rank == 0 else OtherRankEvents(plan, rank),
             lambda: stop() or node(),
             in_group=True,
         )
@@ -241,7 +245,7 @@ class WorkerEvents:
         from mpma.training.run_directory import RunDirectory
         from orchestration.telemetry.gauges import RunGauges
 
-        self._gauges = RunGauges(plan.name, int(plan.config["training"]["steps"]))
+        self._gauges = RunGauges(plan.name, plan.steps)
         self._folder = RunDirectory.at(plan.runs, plan.name).folder
         self._folder.remove(MOVING_FILE)
         # Those of the worker that this one takes the place of come first: the driver shows what is new.
@@ -257,10 +261,37 @@ class WorkerEvents:
 
     def line(self, values: dict[str, Any]) -> None:
         """Publish the figures."""
-        self._gauges.set(values)
+        self._gauges.line(values)
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Publish it."""
+        self._gauges.saved(step, seconds)
 
     def progress(self, step: int) -> None:
         """The first step is noted; later ones are seen by the driver in metrics.jsonl."""
+        self._gauges.progress()
         if not self._first_step_noted:
             self._first_step_noted = True
             self.note(FIRST_STEP_NOTE)
+
+
+class OtherRankEvents:
+    """Events of the other ranks: each publishes its own process's memory, and nothing else."""
+
+    def __init__(self, plan: WorkerPlan, rank: int) -> None:
+        from orchestration.telemetry.gauges import RunGauges
+
+        self._gauges = RunGauges(plan.name, plan.steps, rank)
+
+    def note(self, text: str) -> None:
+        """Rank 0 says it."""
+
+    def line(self, values: dict[str, Any]) -> None:
+        """Rank 0 writes it."""
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Rank 0 tells of it."""
+
+    def progress(self, step: int) -> None:
+        """Look at the memory now and then."""
+        self._gauges.progress()

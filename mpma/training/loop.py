@@ -75,6 +75,9 @@ class Events(Protocol):
     def progress(self, step: int) -> None:
         """A step is done."""
 
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint was written whole, in so many seconds."""
+
 
 class Silent:
     """Events of the ranks that do not speak."""
@@ -86,6 +89,9 @@ class Silent:
         pass
 
     def progress(self, step: int) -> None:
+        pass
+
+    def saved(self, step: int, seconds: float) -> None:
         pass
 
 
@@ -327,6 +333,7 @@ class TrainingLoop:
         sharded = training.parallel == "fsdp2"
         if not sharded and task.rank != 0:
             return
+        begun = time.perf_counter()
         weights = model_tensors(self.bare)
         moments = optimizer_tensors(self.optimizer, self.bare.named_parameters())
         if task.rank != 0:
@@ -350,6 +357,7 @@ class TrainingLoop:
             before_marker=self._require_claim,
         )
         task.run.clear_save()
+        self.events.saved(self.step, time.perf_counter() - begun)
 
     def _require_claim(self) -> None:
         if self.claim is not None:

@@ -143,6 +143,9 @@ class _FirstStep:
         if not self._moments:
             self._moments.append(time.time())
 
+    def saved(self, step: int, seconds: float) -> None:
+        """Of no interest."""
+
 
 def _stop_asked(search: str) -> Callable[[], bool]:
     """Whether the search was asked to stop; the file is looked at twice a second at most."""
