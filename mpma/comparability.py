@@ -108,6 +108,8 @@ NOT_SEARCHED: Final[dict[str, str]] = {
     "training.gradient_norms_every_steps": _KEEPING,
     "training.initial_checkpoint": "trials that start from different training have had unequal budgets",
     "training.max_failures": _HARDWARE,
+    "tracking.mlflow_uri": _KEEPING,
+    "tracking.mlflow_experiment": _KEEPING,
     "validation.every_steps": _KEEPING,
     "validation.gallery_size": _YARDSTICK,
     "validation.loss_pairs": _YARDSTICK,

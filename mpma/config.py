@@ -27,7 +27,7 @@ from mpma.model.config import (
     ReportConfig,
 )
 from mpma.strict import StrictConfig, dotted_keys
-from mpma.training.config import PicturesConfig, TrainingConfig, ValidationConfig
+from mpma.training.config import PicturesConfig, TrackingConfig, TrainingConfig, ValidationConfig
 
 __all__ = [
     "MAY_CHANGE_ON_CONTINUE",
@@ -71,6 +71,8 @@ class ExperimentConfig(StrictConfig):
     """Validation on held-out patients."""
     pictures: PicturesConfig = PicturesConfig()
     """Pictures of reconstructions."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where figures are sent beside the run's own record."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ExperimentConfig:
@@ -134,6 +136,8 @@ MAY_CHANGE_ON_CONTINUE = frozenset(
         "training.steps",
         "pictures.enabled",
         "pictures.pairs",
+        "tracking.mlflow_uri",
+        "tracking.mlflow_experiment",
     }
 )
 """Keys that a continued run may give anew; `training.steps` may only grow."""

@@ -86,8 +86,10 @@ def main(
         typer.echo(to_yaml(resolved.config, resolved.origins), nl=False)
         return
 
-    from orchestration import pretraining
+    from orchestration import pretraining, tracking
 
+    if offline:
+        tracking.refuse_addresses(resolved.config.tracking)
     request = pretraining.Request(
         config=resolved.config,
         name=name or recipe.stem,

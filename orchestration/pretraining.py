@@ -19,7 +19,7 @@ from mpma.config import ExperimentConfig
 from mpma.data.dataset import Dataset
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
-from orchestration import cluster
+from orchestration import cluster, tracking
 from orchestration.display import Display, closing_table
 from orchestration.shared_storage import require_seen
 from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker
@@ -51,6 +51,7 @@ def pretrain(request: Request) -> None:
     here = False
     if request.address is None:
         here = _plan(request, cluster.this_machine(request.cpus)).in_process
+    tracking.require(request.config.tracking)
     if request.config.data.path is not None:
         Dataset.open(request.config.data.path).require_reports()
     lock = run.lock()
@@ -84,7 +85,7 @@ def pretrain(request: Request) -> None:
                 precision=precision,
                 threads=layout.threads_per_worker,
             )
-            with display:
+            with display, tracking.following(request.config, run, display.note):
                 stopped = (
                     _train_here(plan, run, display)
                     if layout.in_process
@@ -198,6 +199,7 @@ def check(request: Request) -> None:
     console = Console(highlight=False, soft_wrap=True)
     run = RunDirectory.at(request.runs, request.name)
     config = request.config
+    tracking.require(config.tracking)
     if request.address is None:
         layout = _plan(request, cluster.this_machine(request.cpus))
         for line in layout.reasons:

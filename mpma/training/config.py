@@ -189,3 +189,33 @@ class PicturesConfig(StrictConfig):
     """None: on for phantom pairs, off for real ones (pixels are confidential)."""
     pairs: int = Field(default=6, ge=1, le=64)
     """Validation pairs that are drawn."""
+
+
+class TrackingConfig(StrictConfig):
+    """Where a run's figures are sent beside its own record. Off unless asked for."""
+
+    mlflow_uri: str | None = Field(default=None, min_length=1)
+    """An MLflow that the run's figures and its configuration's numbers are sent to: an address
+    (`https://host`), a database (`sqlite:///FILE`) or a folder. None: none. Needs the extra `mlflow`."""
+    mlflow_experiment: str = Field(default="mpma", min_length=1, max_length=200)
+    """The MLflow experiment that the run is put into; it is made where it is not there."""
+
+    @model_validator(mode="after")
+    def _is_a_place_without_a_password(self) -> TrackingConfig:
+        scheme, separator, rest = (self.mlflow_uri or "").partition("://")
+        if separator and scheme not in ("http", "https", "sqlite", "file"):
+            raise ValueError(
+                "tracking.mlflow_uri: an http or https address, sqlite:///FILE or a folder is expected"
+            )
+        if scheme in ("http", "https") and "@" in rest.partition("/")[0]:
+            # The configuration is kept with the run, and shown.
+            raise ValueError(
+                "tracking.mlflow_uri: no name or password may stand in it; put them into "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
+
+    @property
+    def leaves_the_machine(self) -> bool:
+        """Whether figures are sent to an address."""
+        return self.mlflow_uri is not None and self.mlflow_uri.startswith(("http://", "https://"))
