@@ -221,7 +221,6 @@ class Searching:
         self.gauges: SearchGauges | None = None
         self._live: Mapping[str, int] = {}
         self.display = SearchDisplay(self.space, journal.state, lambda: self._live, request.name)
-        self.gauges = SearchGauges(request.name, self.space)
         self.stop = threading.Event()
 
     def run(self) -> None:
