@@ -222,17 +222,16 @@ def connected(
         except UserError:
             raise
         except Exception as error:
-            # Among others a bare Exception where Ray's own processes do not come up in time.
-            if address is not None and "InvalidAuthToken" in f"{type(error).__name__}: {error}":
+            if address is not None:
                 raise UserError(
-                    f"Ray at {address} refuses this user's token",
-                    "copy the cluster's token to ~/.ray/auth_token (mode 0600), or name its file in "
-                    "RAY_AUTH_TOKEN_PATH",
+                    f"Ray at {address} does not take this program in ({type(error).__name__})",
+                    "is this user's token that of the cluster (~/.ray/auth_token, or the file in "
+                    "RAY_AUTH_TOKEN_PATH), and is it a Ray of this version? see `ray status`",
                 ) from None
+            # Among others a bare Exception where Ray's own processes do not come up in time.
             raise UserError(
-                f"Ray at {address or 'this machine'} does not answer ({type(error).__name__})",
-                "see `ray status`; without --address a private Ray is started here, which an overloaded "
-                "machine may be too slow for",
+                f"Ray on this machine does not come up ({type(error).__name__})",
+                "the machine may be too busy; end other programs and try again",
             ) from None
     _close_token_file()
     beside.join()
