@@ -237,7 +237,9 @@ def connected(
     beside.join()
     try:
         node = _resources(private=address is None)
-        url = getattr(ray._private.worker.global_worker.node, "webui_url", None) if dashboard else None
+        url = None
+        if dashboard or address is not None:
+            url = getattr(ray._private.worker.global_worker.node, "webui_url", None)
         session = ray._private.worker.global_worker.node.get_session_dir_path()
         if folder is not None and url:
             from orchestration.telemetry.grafana import provision_when_ready

@@ -24,6 +24,7 @@ from mpma.errors import JobError, UserError
 from mpma.training.run_directory import RunDirectory, hold
 from orchestration import cluster
 from orchestration.defects import told
+from orchestration.preflight.survey import Wanted, before_work
 from orchestration.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def embed(request: Request) -> None:
     with cluster.connected(request.address, request.cpus, request.dashboard) as connection:
         if connection.dashboard_url:
             console.print(f"Ray dashboard: {connection.dashboard_url}", markup=False)
+        before_work(Wanted(places=(folder.location,)), connection, console.print)
         if dataset is None:
             dataset = _own_phantom(request)
         splits = _splits(request, dataset)

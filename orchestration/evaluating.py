@@ -24,6 +24,7 @@ from mpma.data.storage import Storage, open_storage
 from mpma.downstream.config import TASKS, EvaluationConfig
 from mpma.errors import JobError, UserError
 from orchestration import cluster
+from orchestration.preflight.survey import Wanted, before_work
 
 if TYPE_CHECKING:
     from mpma.config import ExperimentConfig
@@ -90,6 +91,7 @@ def evaluate(request: Request) -> None:
     ):
         if connection.dashboard_url:
             display.note(f"Ray dashboard: {connection.dashboard_url}")
+        before_work(Wanted(places=(results.location,)), connection, display.note)
         device, precision, reasons = _placement(request, connection.resources)
         for line in reasons:
             display.note(line)

@@ -199,12 +199,14 @@ def _carry_out(request: Request, job: _Job, notes: Console) -> None:
         return
 
     from orchestration.cluster import connected
+    from orchestration.preflight.survey import Wanted, before_work
 
     try:
         with ProgressWatcher(notes) as watcher:
             # Ray starts only once the root has proved to be what it should be.
             prepared = job.prepare(request, watcher)
-            with connected(request.address, request.cpus, dashboard=False):
+            with connected(request.address, request.cpus, dashboard=False) as connection:
+                before_work(Wanted(), connection, notes.print)
                 result = carry_out(prepared, watcher)
     except KeyboardInterrupt:
         notes.print(

@@ -21,7 +21,7 @@ from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 from orchestration import cluster, tracking
 from orchestration.display import Display, closing_table
-from orchestration.shared_storage import require_seen
+from orchestration.preflight.survey import Wanted, before_work
 from orchestration.worker import ERROR_FILE, StopSignal, WorkerPlan, run_worker
 from orchestration.worker_group import train_in_group
 
@@ -71,8 +71,8 @@ def pretrain(request: Request) -> None:
             for line in (*layout.reasons, reason):
                 display.note(line)
             dataset = _dataset(request, display)
-            if not connection.resources.local:
-                require_seen([_absolute(request.runs), dataset.path])
+            places = (_absolute(request.runs), dataset.path)
+            before_work(Wanted(places=places), connection, display.note)
             run.begin_or_continue(request.config, dataset.fingerprint)
             run.clear_stop()
             run.folder.remove(ERROR_FILE)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mpma.data.storage import open_storage
-from mpma.errors import UserError
 
 ANSWER_SECONDS: Final = 60.0
 """How long a node may take to start the process that looks."""
@@ -79,15 +78,3 @@ def _look(marks: dict[str, str]) -> dict[str, str]:
         except Exception as error:
             missing[place] = f"cannot be read there ({type(error).__name__})"
     return missing
-
-
-def require_seen(places: Sequence[str]) -> None:
-    """Raises `UserError` naming the first place that a node does not see, and the node."""
-    found = unseen(places)
-    if found:
-        first = found[0]
-        nodes = len({each.node for each in found})
-        raise UserError(
-            f"{first.place}: {first.reason} on node {first.node}" + (f" and {nodes - 1} more" * (nodes > 1)),
-            "use a folder that every node has under this path (NFS), or an address such as s3://bucket/runs",
-        )

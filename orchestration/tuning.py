@@ -27,6 +27,7 @@ from mpma.data.storage import Storage, open_storage
 from mpma.errors import UserError
 from mpma.training.run_directory import STOP_FILE, check_name, hold, provenance
 from orchestration import cluster
+from orchestration.preflight.survey import Wanted, before_work
 from orchestration.search import steering
 from orchestration.search.decide import BUDGET_SPENT, over_budget
 from orchestration.search.display import SearchDisplay, clock
@@ -38,7 +39,6 @@ from orchestration.search.records import SearchState
 from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
-from orchestration.shared_storage import require_seen
 from orchestration.telemetry.searching import SearchGauges
 from orchestration.worker import StopSignal
 
@@ -318,8 +318,8 @@ class Searching:
             root = DEFAULT_ROOT if self.request.address is None else f"{searches}/{CLUSTER_PAIRS}"
             found = Dataset.open(ensure_phantom(self.base.data.phantom, root))
             self.display.note(f"data: synthetic phantom pairs at {found.path}")
-        if not self.connection.resources.local:
-            require_seen([self.folder.location, found.path])
+        places = (self.folder.location, found.path)
+        before_work(Wanted(places=places), self.connection, self.display.note)
         return found
 
     def plan_place(self) -> Place:
