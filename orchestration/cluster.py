@@ -24,6 +24,7 @@ from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
 from orchestration import offline, ray_environment
 from orchestration.session_folder import session_folder
+from orchestration.telemetry import grafana
 
 CONNECT_SECONDS = 10
 """How long a cluster's port may take to accept a connection."""
@@ -241,10 +242,11 @@ def connected(
         if dashboard or address is not None:
             url = getattr(ray._private.worker.global_worker.node, "webui_url", None)
         session = ray._private.worker.global_worker.node.get_session_dir_path()
-        if folder is not None and url:
-            from orchestration.telemetry.grafana import provision_when_ready
-
-            provision_when_ready(session)
+        if address is None and dashboard:
+            # For a Grafana that is started on the files that Ray writes, which come some seconds after its
+            # start.
+            provisioning = (Path(session), 60.0)
+            threading.Thread(target=grafana.provision_within, args=provisioning, daemon=True).start()
         yield Connection(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,

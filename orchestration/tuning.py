@@ -39,7 +39,8 @@ from orchestration.search.records import SearchState
 from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
-from orchestration.telemetry.searching import SearchGauges
+from orchestration.shared_storage import require_seen
+from orchestration.telemetry.gauges import SearchGauges
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
@@ -221,6 +222,7 @@ class Searching:
         self.gauges: SearchGauges | None = None
         self._live: Mapping[str, int] = {}
         self.display = SearchDisplay(self.space, journal.state, lambda: self._live, request.name)
+        self.gauges = SearchGauges(request.name, self.space)
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -352,8 +354,7 @@ class Searching:
         """The state has changed: mirror, metrics and screen follow."""
         if self.mirror is not None:
             self.mirror.update(self.journal.state)
-        if self.gauges is not None:
-            self.gauges.show(self.journal.state)
+        self.gauges.set(self.journal.state)
         self.display.changed()
 
     def carry_out(self, source: JobSource) -> None:

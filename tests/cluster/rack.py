@@ -96,19 +96,11 @@ class Rack:
 
     def inside(self, host: Host, arguments: Sequence[str]) -> list[str]:
         """A command on the host, with its home, its /tmp and its network."""
-        server = self._servers[host.name].pid
-        enter = ["nsenter", f"--net=/run/netns/{host.namespace}", f"--mount=/proc/{server}/ns/mnt"]
+        first = psutil.Process(self._servers[host.name].pid).children()[0].pid
+        enter = ["nsenter", f"--target={first}", "--net", "--mount", "--pid"]
         path = f"{Path(sys.executable).absolute().parent}:/usr/sbin:/usr/bin:/sbin:/bin"
-        clean = [
-            "env",
-            "-i",
-            f"HOME={self.base}/home",
-            f"PATH={path}",
-            f"PYTHONPATH={ROOT}",
-            "LANG=C.UTF-8",
-            "TERM=dumb",
-        ]
-        return [*enter, *clean, "OMP_NUM_THREADS=1", *arguments]
+        clean = ["env", "-i", f"--chdir={ROOT}", f"HOME={self.base}/home", f"PATH={path}", "LANG=C.UTF-8"]
+        return [*enter, *clean, f"PYTHONPATH={ROOT}", "TERM=dumb", "OMP_NUM_THREADS=1", *arguments]
 
     def run(self, host: Host, *arguments: str, seconds: float = 180) -> str:
         """What a command on the host says; it must succeed."""
