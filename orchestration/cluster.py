@@ -218,7 +218,6 @@ def connected(
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         runtime_env={**offline.worker_settings(), **_own_code()},
-                        job_config=job,
                     )
         except UserError:
             raise
