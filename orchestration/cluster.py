@@ -211,14 +211,13 @@ def connected(
                 )
             else:
                 _refuse_client(address)
-                _require_listener(address)
-                with _bounded(address):
-                    ray.init(
-                        address=address,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                        runtime_env={**offline.worker_settings(), **_own_code()},
-                    )
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={**offline.worker_settings(), **_own_code()},
+                    job_config=job,
+                )
         except UserError:
             raise
         except Exception as error:
@@ -241,11 +240,10 @@ def connected(
         if dashboard or address is not None:
             url = getattr(ray._private.worker.global_worker.node, "webui_url", None)
         session = ray._private.worker.global_worker.node.get_session_dir_path()
-        if address is None and dashboard:
-            # For a Grafana that is started on the files that Ray writes, which come some seconds after its
-            # start.
-            provisioning = (Path(session), 60.0)
-            threading.Thread(target=grafana.provision_within, args=provisioning, daemon=True).start()
+        if folder is not None and url:
+            from orchestration.telemetry.grafana import provision_when_ready
+
+            provision_when_ready(session)
         yield Connection(
             Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), address is None),
             f"http://{url}" if url else None,

@@ -150,11 +150,11 @@ def _dataset(request: Request, display: Display) -> Dataset:
 class _HereEvents:
     """Events of the worker in this process: display and Ray's metrics."""
 
-    def __init__(self, display: Display, run_name: str, steps: int) -> None:
+    def __init__(self, display: Display, plan: WorkerPlan) -> None:
         from orchestration.telemetry.gauges import RunGauges
 
         self._display = display
-        self._gauges = RunGauges(run_name, steps)
+        self.gauges = RunGauges(plan.name, plan.steps)
 
     def note(self, text: str) -> None:
         self._display.note(text)
@@ -176,9 +176,9 @@ def _train_here(plan: WorkerPlan, run: RunDirectory, display: Display) -> bool:
     with StopSignal().listening(
         lambda: display.note("stopping after this step; once more ends at once, without saving")
     ) as stop:
-        outcome = run_worker(
-            plan, 0, 1, 0, _HereEvents(display, run.name, int(plan.config["training"]["steps"])), stop
-        )
+        events = _HereEvents(display, plan)
+        with contextlib.closing(events.gauges):
+            outcome = run_worker(plan, 0, 1, 0, events, stop)
     return not outcome.finished
 
 

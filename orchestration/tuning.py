@@ -40,7 +40,7 @@ from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
 from orchestration.shared_storage import require_seen
-from orchestration.telemetry.gauges import SearchGauges
+from orchestration.telemetry.searching import SearchGauges
 from orchestration.worker import StopSignal
 
 SPACE_FILE = "space.yaml"
@@ -354,7 +354,8 @@ class Searching:
         """The state has changed: mirror, metrics and screen follow."""
         if self.mirror is not None:
             self.mirror.update(self.journal.state)
-        self.gauges.set(self.journal.state)
+        if self.gauges is not None:
+            self.gauges.show(self.journal.state)
         self.display.changed()
 
     def carry_out(self, source: JobSource) -> None:

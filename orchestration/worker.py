@@ -245,7 +245,7 @@ class WorkerEvents:
         from mpma.training.run_directory import RunDirectory
         from orchestration.telemetry.gauges import RunGauges
 
-        self._gauges = RunGauges(plan.name, int(plan.config["training"]["steps"]))
+        self._gauges = RunGauges(plan.name, plan.steps)
         self._folder = RunDirectory.at(plan.runs, plan.name).folder
         self._folder.remove(MOVING_FILE)
         # Those of the worker that this one takes the place of come first: the driver shows what is new.

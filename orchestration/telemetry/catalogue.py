@@ -1,8 +1,8 @@
-"""Every figure that goes out to Prometheus, in one list: what its name is, what it counts, in which unit.
+"""Every figure that is promised to Prometheus: its name, unit, meaning, and the panel that shows it.
 
-Decisions: only what stands here goes out, as a number with the name of its run or search; no text,
-identifier or pixel can pass. The documentation's table, the Grafana dashboard and the test that watches a
-real Prometheus are made from this list, so a figure that is promised is there.
+Decisions: one truth, from which the gauges, the Grafana dashboard, the table in docs/watching.md and the
+test with a real Prometheus take the names; what does not stand here does not go out. A figure of a run has
+the name that metrics.jsonl gives it, where it stands there. Imports neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -11,111 +11,282 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from mpma.comparability import TERMS
+
+Unit = Literal["", "fraction", "seconds", "bytes", "pairs", "pairs per second", "steps", "trials", "nats"]
+
 
 @dataclass(frozen=True)
-class Metric:
-    """One gauge, or one for each figure below a prefix."""
+class Figure:
+    """One figure. Its gauge is `ray_` and `gauge` in Prometheus, where Ray adds its own labels."""
 
-    source: str
-    """The figure's name in metrics.jsonl, or its own; with `/` at the end all that begin so."""
+    name: str
+    """As metrics.jsonl has it, or `search/...`, which are not written there."""
+    panel: str
+    """Title of the panel that shows it; figures of one panel have one unit."""
+    unit: Unit
     meaning: str
-    unit: str
-    of: Literal["run", "search"]
-    tag: str | None = None
-    """A further tag beside the run's or search's name."""
-    needs_gpu: bool = False
-    moves: bool = True
-    """Whether its value must change during any run or search."""
-    shown: str | None = None
-    """Title of the panel of the dashboard that it stands in; None: in none."""
+    tags: tuple[str, ...] = ("run",)
+    moves: bool = False
+    """Whether its value must change while a run trains, or a search goes on."""
+    gpu: bool = False
+    """Whether it is there on a GPU alone."""
+    only: str = ""
+    """What it takes for it to be there; empty: always."""
 
     @property
-    def is_prefix(self) -> bool:
-        """Whether it stands for several figures."""
-        return self.source.endswith("/")
+    def gauge(self) -> str:
+        """The name that Ray is given: `loss/total` -> `mpma_loss_total`."""
+        return "mpma_" + re.sub(r"[^a-zA-Z0-9_]", "_", self.name)
 
-    def matches(self, figure: str) -> bool:
-        """Whether a figure is this metric's."""
-        return figure.startswith(self.source) if self.is_prefix else figure == self.source
-
-
-def gauge_name(figure: str) -> str:
-    """Name of a figure as Ray's gauges have it: `loss/total` -> `mpma_loss_total`; Prometheus shows `ray_`
-    before it."""
-    return "mpma_" + re.sub(r"[^a-zA-Z0-9_]", "_", figure)
+    @property
+    def prometheus(self) -> str:
+        """The name in Prometheus."""
+        return f"ray_{self.gauge}"
 
 
-def _run(source: str, meaning: str, unit: str, shown: str | None = None, moves: bool = True) -> Metric:
-    return Metric(source, meaning, unit, "run", shown=shown, moves=moves)
+_SAID = {
+    "image_reconstruction": "reconstruction of hidden image patches",
+    "report_reconstruction": "reconstruction of hidden words",
+    "global_alignment": "alignment of whole images with whole reports",
+    "local_alignment": "alignment of words with patches",
+}
+_WEIGHTED = "its weight is above 0"
+_LABELS = "pairs have labels"
+_DIRECTIONS = {
+    "image_to_report": "images whose report is",
+    "report_to_image": "reports whose image is",
+}
+_RANKED: tuple[str, ...] = ("run", "rank")
 
-
-METRICS: Final[tuple[Metric, ...]] = (
-    _run("step", "optimiser steps done", "steps", "Progress"),
-    _run("progress", "steps done over the run's steps", "fraction", "Progress"),
-    _run("epoch", "passes over the training pairs", "epochs"),
-    _run("pairs_seen", "pairs trained on", "pairs"),
-    _run("workers", "workers of the group", "workers", "Workers", moves=False),
-    _run("loss/total", "weighted sum of the loss terms", "", "Losses"),
-    _run("loss/image_reconstruction", "mean squared error of hidden patches", "", "Losses"),
-    _run("loss/report_reconstruction", "cross-entropy of hidden words", "nats", "Losses"),
-    _run("loss/global_alignment", "contrast of pairs", "nats", "Losses"),
-    _run("loss/local_alignment", "contrast of words and patches", "nats", "Losses"),
-    _run("learning_rate", "AdamW's rate", "", "Learning rate"),
-    _run("gradient_norm", "global norm before clipping", "", "Gradient norm"),
-    _run("pairs_per_second", "speed between two log lines", "pairs/s", "Speed"),
-    _run(
+RUN: Final[tuple[Figure, ...]] = (
+    Figure("progress_fraction", "Progress", "fraction", "steps done of all steps of the run", moves=True),
+    Figure("step", "Step", "steps", "optimiser steps done", moves=True),
+    Figure("epoch", "Epochs", "", "passes over the training pairs", moves=True),
+    Figure("pairs_seen", "Pairs", "pairs", "pairs trained on, repeats included", moves=True),
+    Figure("loss/total", "Training loss", "", "weighted sum of the terms", moves=True),
+    *(
+        Figure(f"loss/{term}", "Training loss", "", f"{_SAID[term]}, unweighted", moves=True, only=_WEIGHTED)
+        for term in TERMS
+    ),
+    Figure(
+        "pairs_per_second", "Speed", "pairs per second", "over all workers, since the last line", moves=True
+    ),
+    Figure(
         "data_wait_fraction",
-        "share of the time that waits for data",
-        "fraction",
         "Waiting for data",
-        moves=False,
+        "fraction",
+        "share of the time that the loop waited for batches",
     ),
-    _run("resident_bytes", "memory of the first worker's process", "bytes", "Memory"),
-    Metric(
-        "gpu_peak_bytes",
-        "largest memory on the first worker's GPU",
+    Figure("workers", "Workers", "", "workers that train now"),
+    Figure("gradient_norm", "Gradient norm", "", "global norm before clipping", moves=True),
+    Figure("learning_rate", "Learning rate", "", "of the step before", moves=True),
+    *(
+        Figure(
+            f"trunk_gradient_norm/{term}",
+            "Gradient norm on the shared trunk",
+            "",
+            f"of the term alone: {_SAID[term]}",
+            moves=True,
+            only="training.gradient_norms_every_steps is above 0",
+        )
+        for term in TERMS
+    ),
+    Figure("image_mask_ratio", "Hidden patches", "fraction", "share of the image patches that is hidden"),
+    Figure(
+        "alignment/temperature",
+        "Temperature",
+        "",
+        "of the global alignment",
+        only="the global alignment has weight",
+    ),
+    Figure(
+        "memory/usage_perplexity",
+        "Learned memory: slots in use",
+        "",
+        "as many slots used evenly would be as spread",
+        moves=True,
+        only="memory.kind is not none",
+    ),
+    Figure(
+        "memory/dead_slot_fraction",
+        "Learned memory: dead slots",
+        "fraction",
+        "slots that nothing of the batch read",
+        only="memory.kind is not none",
+    ),
+    Figure(
+        "process_resident_bytes",
+        "Memory of the workers",
         "bytes",
-        "run",
-        None,
-        True,
-        False,
-        "Memory",
+        "resident size of the worker's process",
+        _RANKED,
+        moves=True,
     ),
-    _run("memory/", "use of the learned memory", "", None, moves=False),
-    _run("alignment/", "temperature of the contrast", "", None, moves=False),
-    _run(
-        "trunk_gradient_norm/",
-        "each term's gradient on the shared trunk, where it is measured",
+    Figure("gpu_allocated_bytes", "Memory of the GPUs", "bytes", "in use by tensors", _RANKED, gpu=True),
+    Figure("gpu_reserved_bytes", "Memory of the GPUs", "bytes", "kept by the allocator", _RANKED, gpu=True),
+    Figure(
+        "gpu_peak_bytes",
+        "Memory of the GPUs",
+        "bytes",
+        "most in use by tensors since the process began",
+        _RANKED,
+        gpu=True,
+    ),
+    Figure(
+        "checkpoint_step",
+        "Last checkpoint",
+        "steps",
+        "step of the last checkpoint that was written whole",
+        moves=True,
+    ),
+    Figure("checkpoint_seconds", "Time of a checkpoint", "seconds", "that writing it took", moves=True),
+    Figure(
+        "val/representation_score",
+        "Representation score",
         "",
-        None,
-        False,
+        "what searches rank by; see docs/validation.md",
+        moves=True,
     ),
-    _run("val/", "validation on held-out patients (docs/validation.md)", "", None, moves=False),
-    _run("val/retrieval/mean_recall", "mean recall of retrieval", "fraction", "Validation", moves=False),
-    _run("val/probe/auroc", "linear probe", "AUROC", "Validation", moves=False),
-    _run("val/representation_score", "what searches rank by", "", "Validation", moves=False),
-    Metric("search/trials", "trials by state", "trials", "search", "state", shown="Trials"),
-    Metric(
-        "search/rung_trials", "trials that have reported at a rung", "trials", "search", "step", shown="Rungs"
+    Figure(
+        "val/retrieval/mean_recall", "Retrieval", "fraction", "mean recall at 1, 5 and 10 in both directions"
     ),
-    Metric(
-        "search/best_value",
-        "objective of the best trial so far",
+    Figure("val/retrieval/chance_mean_recall", "Retrieval", "fraction", "mean recall of a random order"),
+    Figure(
+        "val/retrieval/prior_mean_recall",
+        "Retrieval",
+        "fraction",
+        "mean recall of the best order that ignores the query",
+    ),
+    *(
+        Figure(
+            f"val/retrieval/{direction}/recall_at_{k}", "Recall", "fraction", f"{said} among the first {k}"
+        )
+        for direction, said in _DIRECTIONS.items()
+        for k in (1, 5, 10)
+    ),
+    Figure(
+        "val/retrieval/rank_score",
+        "Rank score",
+        "fraction",
+        "1 where every rank is 1, 0 where every rank is the last",
+        moves=True,
+    ),
+    Figure("val/retrieval/gallery_size", "What validation counted", "", "pairs in the gallery"),
+    Figure(
+        "val/probe/auroc",
+        "Linear probe",
+        "fraction",
+        "mean area under the ROC curve",
+        moves=True,
+        only=_LABELS,
+    ),
+    Figure("val/probe/labels", "What validation counted", "", "labels that the probe scored", only=_LABELS),
+    Figure("val/probe/pairs", "What validation counted", "", "pairs that the probe scored", only=_LABELS),
+    Figure(
+        "val/probe/fitted_pairs",
+        "What validation counted",
         "",
-        "search",
-        "objective",
-        shown="Best trial",
+        "pairs that the probe was fitted on",
+        only=_LABELS,
     ),
-    Metric(
-        "search/best_trial", "number of the best trial so far", "", "search", moves=False, shown="Best trial"
+    Figure(
+        "val/probe/minimum_per_class",
+        "What validation counted",
+        "",
+        "positives and negatives that each label has",
+        only=_LABELS,
     ),
-    Metric("search/retries", "segments handed out again", "", "search", moves=False, shown="Trials"),
-    Metric("search/device_seconds", "time on devices so far", "seconds", "search", shown="Budget"),
-    Metric("search/budget_left", "share of the budget that is left", "fraction", "search", shown="Budget"),
+    Figure(
+        "val/report_reconstruction/visual_gain",
+        "Visual gain",
+        "nats",
+        "that a pair's own image saves per hidden word",
+        moves=True,
+        only="the report loss has weight",
+    ),
+    *(
+        Figure(
+            f"val/loss/{term}",
+            "Validation loss",
+            "",
+            f"{_SAID[term]}, at the reference masks",
+            moves=True,
+            only=_WEIGHTED,
+        )
+        for term in TERMS
+    ),
 )
+"""Figures of a run."""
 
+_OF_SEARCH: tuple[str, ...] = ("search",)
 
-def metric_of(figure: str) -> Metric | None:
-    """The metric that a figure is, the most particular one; None where it does not go out."""
-    exact = next((metric for metric in METRICS if not metric.is_prefix and metric.matches(figure)), None)
-    return exact or next((metric for metric in METRICS if metric.is_prefix and metric.matches(figure)), None)
+SEARCH: Final[tuple[Figure, ...]] = (
+    Figure(
+        "search/trials",
+        "Trials",
+        "trials",
+        "trials by `state`: open (training, or about to), waiting at a rung, complete, pruned, failed",
+        (*_OF_SEARCH, "state"),
+        moves=True,
+    ),
+    Figure(
+        "search/best_value",
+        "Best value",
+        "",
+        "`objective` of the best trial so far, at the highest step that it reached",
+        (*_OF_SEARCH, "objective"),
+        moves=True,
+    ),
+    Figure("search/best_trial", "Best trial", "", "its number", _OF_SEARCH),
+    Figure(
+        "search/rung_trials",
+        "Trials by rung",
+        "trials",
+        "trials that came to the rung of `step`, by `state`: running towards it, waiting at it, promoted "
+        "from it, stopped (pruned or failed), complete",
+        (*_OF_SEARCH, "step", "state"),
+        moves=True,
+    ),
+    Figure("search/failed_trials", "Failures", "trials", "trials that failed for good", _OF_SEARCH),
+    Figure("search/retries", "Failures", "trials", "segments of training that were tried again", _OF_SEARCH),
+    Figure(
+        "search/device_seconds",
+        "Device time spent",
+        "seconds",
+        "time on devices of all trials",
+        _OF_SEARCH,
+        moves=True,
+    ),
+    Figure(
+        "search/trials_left",
+        "Trials left",
+        "trials",
+        "that the budget still admits",
+        _OF_SEARCH,
+        moves=True,
+        only="budget.trials is set",
+    ),
+    Figure(
+        "search/device_seconds_left",
+        "Device time left",
+        "seconds",
+        "of the budget",
+        _OF_SEARCH,
+        moves=True,
+        only="budget.gpu_hours is set",
+    ),
+    Figure(
+        "search/wall_seconds_left",
+        "Clock time left",
+        "seconds",
+        "of the budget",
+        _OF_SEARCH,
+        moves=True,
+        only="budget.wall_clock_hours is set",
+    ),
+)
+"""Figures of a search, set by the program that leads it."""
+
+FIGURES: Final = (*RUN, *SEARCH)
+BY_NAME: Final = {figure.name: figure for figure in FIGURES}

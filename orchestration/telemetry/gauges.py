@@ -1,107 +1,133 @@
-"""Sets the gauges of the catalogue through Ray's own metrics, which every node shows at its metrics port."""
+"""Figures out to Prometheus by Ray's own metrics: one gauge for each name of the catalogue.
+
+Decisions: Ray hands a gauge on once after it was set and then forgets it, so a figure that is set rarely (a
+validation's, a search's) would be seen for seconds; what was last set is therefore set again, twice in each
+of Ray's reporting intervals, until `close`. A run that ended has no figures, which is how one sees that it
+did. What is no finite number, or not in the catalogue, does not go out.
+"""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import math
+import threading
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
-from orchestration.telemetry.catalogue import gauge_name, metric_of
+from orchestration.telemetry.catalogue import BY_NAME
 
-if TYPE_CHECKING:
-    from orchestration.search.records import SearchState
-    from orchestration.search.space import SearchSpace
+MEMORY_SECONDS: Final = 5.0
+"""How often a worker's memory is looked at, at most."""
+
+Tags = tuple[tuple[str, str], ...]
 
 
-class _Gauges:
-    """Gauges that are made when their first value comes, all with the same name of a run or search."""
+class Gauges:
+    """Figures with the tag `run`, or `search`, of this process."""
 
     def __init__(self, kind: str, name: str) -> None:
-        self._kind, self._name = kind, name
+        self._own = {kind: name}
+        self._values: dict[tuple[str, Tags], float] = {}
         self._gauges: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def set(self, figure: str, value: float, **tag: str) -> None:
-        metric = metric_of(figure)
-        assert metric is not None, figure
-        if figure not in self._gauges:
-            from ray.util.metrics import Gauge
+    def set(self, values: Mapping[str, Any], **tags: str) -> None:
+        """Publish the figures among `values` that the catalogue has with just these tags."""
+        wanted = {*self._own, *tags}
+        label = tuple(sorted(tags.items()))
+        with self._lock:
+            for name, value in values.items():
+                figure = BY_NAME.get(name)
+                if figure is None or set(figure.tags) != wanted or not _is_figure(value):
+                    continue
+                self._values[name, label] = float(value)
+                self._publish(name, label, float(value))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._repeat, name="figures", daemon=True)
+            self._thread.start()
 
-            keys = (self._kind,) if metric.tag is None else (self._kind, metric.tag)
-            gauge = Gauge(gauge_name(figure), description=metric.meaning, tag_keys=keys)
-            gauge.set_default_tags({self._kind: self._name})
-            self._gauges[figure] = gauge
-        self._gauges[figure].set(value, tags=tag or None)
+    def close(self) -> None:
+        """No longer set anything again; Prometheus sees the figures end."""
+        self._end.set()
+
+    def _publish(self, name: str, tags: Tags, value: float) -> None:
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            figure = BY_NAME[name]
+            gauge = Gauge(figure.gauge, description=figure.meaning, tag_keys=figure.tags)
+            gauge.set_default_tags(self._own)
+            self._gauges[name] = gauge
+        self._gauges[name].set(value, tags=dict(tags))
+
+    def _repeat(self) -> None:
+        import ray
+
+        while not self._end.wait(_report_seconds() / 2):
+            if not ray.is_initialized():
+                return
+            with self._lock, contextlib.suppress(Exception):
+                for (name, tags), value in self._values.items():
+                    self._publish(name, tags, value)
 
 
 class RunGauges:
-    """The figures of a run, from the lines of its metrics.jsonl."""
+    """Figures of one worker of a run: the lines of metrics.jsonl, checkpoints, and the worker's memory."""
 
-    def __init__(self, run_name: str, steps: int) -> None:
-        self._gauges, self._steps = _Gauges("run", run_name), steps
+    def __init__(self, run: str, steps: int, rank: int = 0) -> None:
+        self._gauges = Gauges("run", run)
+        self._steps, self._rank = steps, rank
+        self._looked = float("-inf")
 
-    def set(self, values: Mapping[str, Any]) -> None:
-        """Publish the numbers of a line, and what memory the process has now."""
-        figures = {**values, **_memory()}
-        if "loss/total" in values:
-            figures["progress"] = values["step"] / self._steps
-        for figure, value in figures.items():
-            metric = metric_of(figure)
-            if metric is None or metric.of != "run" or isinstance(value, bool):
-                continue
-            if isinstance(value, int | float):
-                self._gauges.set(figure, float(value))
+    def line(self, values: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl. Of the lines of a step 0, which are a validation's, all but `step`."""
+        step = values.get("step")
+        trained = "loss/total" in values
+        given = {name: value for name, value in values.items() if trained or name != "step"}
+        if trained and step is not None:
+            given["progress_fraction"] = step / self._steps
+        self._gauges.set(given)
+
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint was written whole."""
+        self._gauges.set({"checkpoint_step": step, "checkpoint_seconds": seconds})
+
+    def progress(self) -> None:
+        """A step is done: now and then the process's memory is looked at."""
+        now = time.monotonic()
+        if now - self._looked >= MEMORY_SECONDS:
+            self._looked = now
+            self._gauges.set(memory_in_use(), rank=str(self._rank))
+
+    def close(self) -> None:
+        """The run is no longer trained by this process."""
+        self._gauges.close()
 
 
-def _memory() -> dict[str, float]:
+def memory_in_use() -> dict[str, int]:
+    """Bytes of this process and of its GPU by the catalogue's names; asks nothing of the device itself."""
+    import sys
+
     import psutil
 
-    found = {"resident_bytes": float(psutil.Process().memory_info().rss)}
+    found = {"process_resident_bytes": psutil.Process().memory_info().rss}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        found["gpu_peak_bytes"] = float(torch.cuda.max_memory_allocated())
+        found["gpu_allocated_bytes"] = torch.cuda.memory_allocated()
+        found["gpu_reserved_bytes"] = torch.cuda.memory_reserved()
+        found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
-class SearchGauges:
-    """The figures of a search, from its state."""
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
-    def __init__(self, name: str, space: SearchSpace) -> None:
-        self._gauges, self._space = _Gauges("search", name), space
 
-    def set(self, state: SearchState) -> None:
-        """Publish where the search stands."""
-        from orchestration.search.promote import best_first
+def _report_seconds() -> float:
+    """Seconds between Ray's reports of gauges; Ray's own floor is a second."""
+    import ray
 
-        states = dict.fromkeys(("open", "waiting", "complete", "pruned", "failed"), 0)
-        rungs: dict[int, int] = {}
-        for trial in state.trials:
-            states[trial.state] += 1
-            for step in trial.reports:
-                rungs[step] = rungs.get(step, 0) + 1
-        for name, count in states.items():
-            self._gauges.set("search/trials", count, state=name)
-        for step, count in rungs.items():
-            self._gauges.set("search/rung_trials", count, step=str(step))
-        self._gauges.set("search/retries", sum(trial.retries for trial in state.trials))
-        self._gauges.set("search/device_seconds", state.device_seconds)
-        self._gauges.set("search/budget_left", self._left(state))
-        for number in best_first(self._space, state)[:1]:
-            trial = state.trials[number]
-            self._gauges.set("search/best_trial", number)
-            for objective in self._space.objectives:
-                value = objective.value(trial.reports[trial.step])
-                if value is not None:
-                    self._gauges.set("search/best_value", float(value), objective=objective.metric)
-
-    def _left(self, state: SearchState) -> float:
-        budget = self._space.budget
-        shares = [
-            spent / most
-            for spent, most in (
-                (float(sum(trial.final for trial in state.trials)), budget.trials),
-                (state.device_seconds / 3600, budget.gpu_hours),
-                (state.wall_seconds / 3600, budget.wall_clock_hours),
-            )
-            if most
-        ]
-        return max(0.0, 1.0 - max(shares))
+    return max(1.0, float(ray._config.metrics_report_interval_ms()) / 1000)

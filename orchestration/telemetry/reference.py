@@ -1,31 +1,40 @@
-"""Writes the docs' table of metrics from the catalogue: `python -m orchestration.telemetry.reference`."""
+"""Writes what is made from the catalogue: the table in docs/watching.md, and the Grafana dashboard's file.
+
+`python -m orchestration.telemetry.reference` after a change to the catalogue; a test compares both.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-from orchestration.telemetry.catalogue import METRICS, gauge_name
+from orchestration.telemetry import grafana
+from orchestration.telemetry.catalogue import RUN, SEARCH, Figure
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "watching.md"
 BEGIN: Final = "<!-- metrics: written by python -m orchestration.telemetry.reference -->\n"
 
 
 def table() -> str:
-    """A row for every metric of the catalogue."""
-    rows = ["| Prometheus | tags | unit | meaning |", "|---|---|---|---|"]
-    for metric in METRICS:
-        name = f"ray_{gauge_name(metric.source)}" + ("..." if metric.is_prefix else "")
-        tags = ", ".join(f"`{tag}`" for tag in (metric.of, metric.tag) if tag)
-        gpu = " (where there is a GPU)" if metric.needs_gpu else ""
-        rows.append(f"| `{name}` | {tags} | {metric.unit} | {metric.meaning}{gpu} |")
-    return "\n".join(rows) + "\n"
+    """Markdown: every figure of the catalogue with its tags, unit and meaning."""
+    return f"### Of a run\n\n{_rows(RUN)}\n### Of a search\n\n{_rows(SEARCH)}"
 
 
-def written(page: str) -> str:
-    """The page with its table as the catalogue has it."""
-    return page.split(BEGIN)[0] + BEGIN + table()
+def _rows(figures: tuple[Figure, ...]) -> str:
+    lines = ["| in Prometheus | tags | unit | what it is |", "|---|---|---|---|"]
+    for figure in figures:
+        only = "on a GPU" if figure.gpu else figure.only
+        meaning = figure.meaning + (f" ({only if figure.gpu else 'where ' + only})" if only else "")
+        tags = ", ".join(f"`{tag}`" for tag in figure.tags)
+        lines.append(f"| `{figure.prometheus}` | {tags} | {figure.unit} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    """Rewrite both."""
+    PAGE.write_text(PAGE.read_text().split(BEGIN)[0] + BEGIN + table())
+    grafana.FILE.write_text(grafana.as_text())
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
+    write()

@@ -9,17 +9,16 @@ from unittest.mock import MagicMock
 import pytest
 
 from mpma.training.run_directory import RunDirectory
-from orchestration.telemetry import gauges
 from orchestration.worker import FIRST_STEP_NOTE, NOTES_FILE, WorkerEvents
 
 
 def test_a_restarted_worker_adds_to_what_was_said_and_does_not_replace_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauges, "RunGauges", lambda name, steps: SimpleNamespace(set=lambda values: None))
+    monkeypatch.setattr("ray.util.metrics.Gauge", MagicMock())
     folder = RunDirectory.at(str(tmp_path), "run").folder
     folder.make_directory()
-    plan = SimpleNamespace(name="run", runs=str(tmp_path), config={"training": {"steps": 10}})
+    plan = SimpleNamespace(name="run", runs=str(tmp_path), steps=10)
     first = WorkerEvents(plan)
     first.note("decode: here")
     first.progress(1)
