@@ -1,208 +1,294 @@
-"""What one sees of a run and of a search: in a real Prometheus, on Ray's dashboard in a browser, and
-without a token."""
+"""What a person sees of a run and of a search: every promised figure in a real Prometheus, the dashboard in a
+real browser after logging in, and nothing of it without the token or from another machine."""
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 import pytest
-import yaml
-from browsing import Page, chromium
-from network_hosts import ROOT, wait_until
-from small_runs import phantom_dataset, recipe
-from small_searches import SPACE
+from prometheus_server import Prometheus
+from small_runs import RECIPE, Command, phantom_dataset, recipe, write_recipe
+from small_searches import SPACE, write_space
 
-from orchestration.telemetry.catalogue import METRICS, Metric, gauge_name
+from benchmarks.browser import Browser, installed
+from orchestration.telemetry.catalogue import RUN, SEARCH, Figure
+from orchestration.telemetry.grafana import NAME, dashboard, folder_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+WINDOW = "[20m]"
+OPENER = build_opener(ProxyHandler({}))
 
 
-class Program:
-    """A program of this project with a private Ray of its own, whose files lie in `folder`."""
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    # A short name: Ray's sockets lie below it.
+    folder = Path(tempfile.mkdtemp(prefix="seen-", dir="/tmp"))
+    phantom_dataset(folder / "data")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
-        self.folder, self.log = folder, log
-        folder.mkdir()
-        home = folder / "home"
-        home.mkdir()
-        environment = {**os.environ, "RAY_TMPDIR": str(folder), "HOME": str(home), "PYTHONPATH": str(ROOT)}
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env=environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
-    @property
-    def discovery(self) -> Path:
-        """Where Ray tells Prometheus what to scrape."""
-        return self.folder / f"mpma-{os.getuid()}" / "ray" / "prom_metrics_service_discovery.json"
+def temporary(place: Path, name: str) -> Path:
+    """Where the private Ray of a program keeps its sessions."""
+    return place / name / f"mpma-{psutil.Process().uids().real}" / "ray"
 
-    @property
-    def token(self) -> str:
-        """The token of its Ray."""
-        return (self.folder / "home" / ".ray" / "auth_token").read_text().strip()
+
+@pytest.fixture(scope="module")
+def prometheus(place: Path) -> Iterator[Prometheus]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no Prometheus is installed here (apt-get install prometheus)")
+    discovered = [
+        temporary(place, name) / "prom_metrics_service_discovery.json" for name in ("group", "here", "search")
+    ]
+    server = Prometheus(place / "prometheus", discovered)
+    yield server
+    server.close()
+
+
+class Seen(Command):
+    """A program with its dashboard, whose private Ray has a place of its own and reports every second."""
+
+    def __init__(self, place: Path, name: str, *arguments: str) -> None:
+        (place / name).mkdir()
+        self.sessions = temporary(place, name)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("RAY_TMPDIR", str(place / name))
+            environment.setenv("RAY_metrics_report_interval_ms", "1000")
+            environment.delenv("RAY_ADDRESS", raising=False)
+            super().__init__(place / f"{name}.log", *arguments)
 
     def dashboard(self) -> str:
-        """Address of its dashboard, as it printed it."""
-        lines = [line for line in self.log.read_text().splitlines() if line.startswith("Ray dashboard: ")]
-        return lines[0].removeprefix("Ray dashboard: ") if lines else ""
+        """Its address, as the program prints it."""
+        self.until(lambda: "Ray dashboard: http" in self.output(), 120)
+        found = re.search(r"Ray dashboard: (http://127\.0\.0\.1:\d+)", self.output())
+        assert found, self.output()
+        return found[1]
 
-    def end(self) -> None:
-        """End it and its Ray, whatever it is doing."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, sign)
-                self.process.wait(timeout=30)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self.folder) in " ".join(process.info["cmdline"] or []):
-                process.kill()
+    def stop(self) -> None:
+        """Ctrl-C: it saves and ends."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.wait(90) == 0, self.output()
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-@contextmanager
-def _prometheus(folder: Path, discovered: list[Path]) -> Iterator[str]:
-    """Debian's Prometheus on loopback, scraping what the files name every second; its address."""
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed")
-    port = _free_port()
-    sources = [{"files": [str(file) for file in discovered], "refresh_interval": "1s"}]
-    settings = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "ray", "file_sd_configs": sources}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'prometheus'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+def pretrain(place: Path, name: str, workers: int) -> Seen:
+    """A run of the small model that goes on until it is told to stop."""
+    tree = recipe(
+        steps=100_000,
+        workers=workers,
+        checkpoint_every_steps=20,
+        gradient_norms_every_steps=1,
+        threads_per_worker=1,
+        learning_rate_per_256=0.02,
+        warmup_fraction=0.0,
+    ) | {"validation": {**RECIPE["validation"], "every_steps": 25}}
+    write_recipe(place / f"{name}.yaml", tree)
+    return Seen(
+        place,
+        name,
+        *("orchestration.pretrain", "--config", str(place / f"{name}.yaml"), "--data", str(place / "data")),
+        *("--runs", str(place / "runs"), "--name", name, "--cpus", "3"),
     )
+
+
+@contextlib.contextmanager
+def training(place: Path, name: str, workers: int) -> Iterator[Seen]:
+    program = pretrain(place, name, workers)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield program
+        program.stop()
     finally:
-        process.kill()
-        process.wait(timeout=20)
+        program.kill()
 
 
-def _asked(prometheus: str, query: str) -> list[dict[str, Any]]:
-    address = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(address, timeout=20) as answer:
-        return list(json.load(answer)["data"]["result"])
+@pytest.fixture(scope="class")
+def group(place: Path, prometheus: Prometheus) -> Iterator[Seen]:
+    """A run of two workers, at work during the tests."""
+    with training(place, "group", 2) as program:
+        program.until(lambda: "validation at step 25" in program.output(), 180)
+        yield program
 
 
-def _has_moved(prometheus: str, metric: Metric) -> bool:
-    name = f"ray_{gauge_name(metric.source)}"
-    if metric.is_prefix:
-        return bool(_asked(prometheus, f'last_over_time({{__name__=~"{name}.*"}}[10m])'))
-    if not metric.moves:
-        return bool(_asked(prometheus, f"last_over_time({name}[10m])"))
-    # A search's figures may come in one go: what was not there before has moved as well.
-    spread = _asked(prometheus, f"max_over_time({name}[10m]) - min_over_time({name}[10m]) > 0")
-    return bool(spread) or len(_asked(prometheus, f"last_over_time({name}[10m])")) > 1
+def token() -> str:
+    return (Path.home() / ".ray" / "auth_token").read_text().strip()
 
 
-def _status(address: str, token: str | None = None) -> int:
-    request = urllib.request.Request(address)
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
+def ask(address: str, with_token: bool = True) -> tuple[int, str]:
+    """(status, answer)."""
+    given = {"Authorization": f"Bearer {token()}"} if with_token else {}
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
+        with OPENER.open(Request(address, headers=given), timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
 
 
-def _log_in(page: Page, address: str, token: str) -> None:
-    """As a person: the page asks for the token, and is given it."""
-    page.open(address)
-    page.until("oken")
-    page.run("document.querySelector('input').focus()")
-    page.type(token)
-    wanted = "/submit|log|sign|continue|save/i.test(one.innerText)"
-    page.run(f"[...document.querySelectorAll('button')].find((one) => {wanted}).click()")
+def missing(prometheus: Prometheus, figures: list[Figure], selected: str) -> dict[str, str]:
+    """What is wrong with each figure that has not appeared, or has not moved where it must."""
+    wrong = {}
+    for figure in figures:
+        series = f"{figure.prometheus}{{{selected}}}"
+        if not prometheus.query(f"last_over_time({series}{WINDOW})"):
+            wrong[figure.name] = "absent"
+        elif figure.moves and not any(prometheus.values(f"changes({series}{WINDOW})")):
+            wrong[figure.name] = "never moved"
+    return wrong
 
 
-def test_a_run_and_a_search_are_seen_in_prometheus_and_on_the_dashboard_and_by_nobody_else(
-    tmp_path: Path,
+def until_none(wrong: Callable[[], dict[str, str]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while left := wrong():
+        assert time.monotonic() < end, left
+        time.sleep(1)
+
+
+def _index(address: str) -> int:
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return socket.if_nametoindex(name) if address.startswith("fe80") else 0
+    return 0
+
+
+class TestARunOfTwoWorkers:
+    """One run for all of these, ended before the other programs begin."""
+
+    def test_every_promised_figure_of_a_run_is_in_prometheus_and_moves(
+        self, prometheus: Prometheus, group: Seen
+    ) -> None:
+        # Without a GPU there is none to tell of.
+        promised = [figure for figure in RUN if not figure.gpu]
+        until_none(lambda: missing(prometheus, promised, 'run="group"'), 120)
+        # Of both workers, and as the run itself has it.
+        ranks = prometheus.query('ray_mpma_process_resident_bytes{run="group"}')
+        assert {series["metric"]["rank"] for series in ranks} == {"0", "1"}
+        assert all(float(series["value"][1]) > 100e6 for series in ranks)
+        assert prometheus.values('ray_mpma_workers{run="group"}') == [2.0]
+        assert prometheus.values('ray_mpma_val_retrieval_gallery_size{run="group"}') == [32.0]
+
+    def test_no_figure_goes_out_that_is_not_promised(self, prometheus: Prometheus, group: Seen) -> None:
+        names = {series["metric"]["__name__"] for series in prometheus.query('{__name__=~"ray_mpma_.*"}')}
+        assert names
+        assert names <= {figure.prometheus for figure in (*RUN, *SEARCH)}
+
+    def test_every_panel_of_the_dashboard_that_shows_runs_gets_something(
+        self, prometheus: Prometheus, group: Seen
+    ) -> None:
+        panels = [panel for panel in dashboard()["panels"] if panel["type"] == "timeseries"]
+        asked = 0
+        for panel in panels:
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$run", ".*").replace("$search", ".*")
+                found = prometheus.query(expression)
+                if "search=~" not in expression and "ray_mpma_gpu" not in expression:
+                    asked += 1
+                    assert found, expression
+        assert asked == sum(not figure.gpu for figure in RUN)
+
+    def test_a_private_ray_has_the_dashboard_among_those_of_its_grafana(self, group: Seen) -> None:
+        folder = folder_of(group.sessions / "session_latest")
+        group.until(lambda: (folder / NAME).is_file(), 30)
+        assert (folder / "train_grafana_dashboard.json").is_file()
+
+    def test_without_the_token_the_dashboard_answers_401_and_other_interfaces_not_at_all(
+        self, group: Seen
+    ) -> None:
+        address = group.dashboard()
+        for path in ("/api/jobs/", "/api/train/v2/runs/v1", "/nodes?view=summary", "/api/v0/tasks"):
+            assert ask(f"{address}{path}", with_token=False)[0] == 401, path
+            assert ask(f"{address}{path}")[0] == 200, path
+        port = int(address.rpartition(":")[2])
+        elsewhere = [
+            (entry.family, entry.address.partition("%")[0])
+            for entries in psutil.net_if_addrs().values()
+            for entry in entries
+            if entry.family in (socket.AF_INET, socket.AF_INET6) and not entry.address.startswith("127.")
+        ]
+        # All of 127/8 is this machine too; what the dashboard listens on is one address of it.
+        for family, other in [(socket.AF_INET, "127.0.0.2"), *elsewhere]:
+            with socket.socket(family) as one:
+                one.settimeout(5)
+                # A link-local address needs its interface; it is looked up by name.
+                scope = (0, _index(other)) if family == socket.AF_INET6 else ()
+                with pytest.raises(ConnectionRefusedError):
+                    one.connect((other, port, *scope))
+
+    def test_a_person_logs_in_and_finds_the_run(self, group: Seen, tmp_path: Path) -> None:
+        if installed() is None:
+            pytest.skip("no browser is installed here (apt-get install chromium)")
+        address = group.dashboard()
+        with Browser(tmp_path) as page:
+            page.open(address)
+            page.until_text("Authentication Token Required")
+            page.click("input[type=password]")
+            page.write("not the token")
+            page.click("[role=dialog] button", "SUBMIT")
+            page.until("document.querySelector('[role=dialog]').innerText.includes('invalid')")
+            assert page.answers[f"{address}/api/authenticate"] == 403
+            page.open("about:blank")
+            page.open(address)
+            page.until_text("Authentication Token Required")
+            page.click("input[type=password]")
+            page.write(token())
+            page.click("[role=dialog] button", "SUBMIT")
+            page.until("!document.querySelector('[role=dialog]')")
+            page.open(f"{address}/#/jobs")
+            page.until_text("RUNNING")
+            row = page.until("[...document.querySelectorAll('tbody tr')].map((row) => row.innerText)[0]")
+            assert "group" in row.split()
+            assert "orchestration.pretrain" in row
+            page.open(f"{address}/#/cluster")
+            page.until_text("ray::RayTrainWorker")
+            # Pages ask nobody but the dashboard itself.
+            outside = [one for one in page.asked if not one.startswith((address, "data:", "about:"))]
+            assert outside == []
+        runs = ask(f"{address}/api/train/v2/runs/v1")[1]
+        assert '"status":"RUNNING"' in runs.replace(" ", "")
+        assert '"num_workers":2' in runs.replace(" ", "")
+
+
+def test_a_run_in_the_programs_own_process_is_a_job_by_its_name_and_has_its_figures(
+    place: Path, prometheus: Prometheus
 ) -> None:
-    data = phantom_dataset(tmp_path / "data")
-    settings = recipe(steps=4000, workers=2, device="cpu", gradient_norms_every_steps=5, log_every_steps=5)
-    settings["validation"]["every_steps"] = 40
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    (tmp_path / "search.yaml").write_text(
-        yaml.safe_dump(recipe(threads_per_worker=1, checkpoint_every_steps=3, device="cpu"))
+    some = [figure for figure in RUN if figure.moves]
+    with training(place, "here", 1) as program:
+        jobs = ask(f"{program.dashboard()}/api/jobs/")[1].replace(" ", "")
+        assert '"metadata":{"job_name":"here"}' in jobs
+        until_none(lambda: missing(prometheus, some, 'run="here"'), 120)
+
+
+def test_every_promised_figure_of_a_search_is_in_prometheus_and_moves(
+    place: Path, prometheus: Prometheus
+) -> None:
+    budget = {"trials": 5, "gpu_hours": 1.0, "wall_clock_hours": 1.0}
+    space = write_space(place, budget=budget, fidelity={**SPACE["fidelity"], "steps": 12})
+    program = Seen(
+        place,
+        "search",
+        *("orchestration.tune", "--space", str(space), "--data", str(place / "data")),
+        *("--searches", str(place / "searches"), "--name", "search", "--cpus", "3"),
     )
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**SPACE, "recipe": "search.yaml"}))
-    # Sockets lie below it, and their paths may not be long.
-    short = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
-    programs: list[Program] = []
     try:
-        common = ["--data", str(data)]
-        program = ["orchestration.pretrain", "--config", str(tmp_path / "recipe.yaml"), *common]
-        place = ["--runs", str(tmp_path / "runs"), "--name", "watched"]
-        run = Program(short / "r", tmp_path / "run.log", *program, *place)
-        programs.append(run)
-        program = ["orchestration.tune", "--space", str(tmp_path / "space.yaml"), *common]
-        place = ["--searches", str(tmp_path / "searches"), "--name", "looked-at"]
-        search = Program(short / "t", tmp_path / "search.log", *program, *place)
-        programs.append(search)
-        with _prometheus(tmp_path, [run.discovery, search.discovery]) as prometheus:
-            wait_until(
-                lambda: run.dashboard() and "step" in run.log.read_text(), 120, "the run does not train"
-            )
-            address = run.dashboard()
-            assert _status(f"{address}/api/jobs/") == 401
-            assert _status(f"{address}/api/jobs/", run.token) == 200
-            port = int(address.rpartition(":")[2])
-            for name, addresses in psutil.net_if_addrs().items():
-                for one in addresses:
-                    if one.family == socket.AF_INET and not one.address.startswith("127."):
-                        with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
-                            socket.create_connection((one.address, port), timeout=5).close()
-                        assert name != "lo"
-            with chromium() as page:
-                _log_in(page, address, run.token)
-                page.open(f"{address}/#/train")
-                page.until("watched", seconds=90)
-
-            def promised() -> list[str]:
-                return [
-                    metric.source
-                    for metric in METRICS
-                    if not metric.needs_gpu and not _has_moved(prometheus, metric)
-                ]
-
-            wait_until(lambda: not promised(), 150, f"not seen in Prometheus: {promised()}")
+        assert program.wait(240) == 0, program.output()
     finally:
-        for one in programs:
-            one.end()
-        shutil.rmtree(short, ignore_errors=True)
+        program.kill()
+    assert missing(prometheus, list(SEARCH), 'search="search"') == {}
+    labels: list[dict[str, Any]] = [
+        series["metric"]
+        for series in prometheus.query(
+            f'last_over_time(ray_mpma_search_rung_trials{{search="search"}}{WINDOW})'
+        )
+    ]
+    assert {one["step"] for one in labels} == {"4", "12"}
+    assert {one["state"] for one in labels} == {"running", "waiting", "promoted", "stopped", "complete"}
