@@ -24,7 +24,6 @@ from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
 from orchestration import offline, ray_environment
 from orchestration.session_folder import session_folder
-from orchestration.telemetry import grafana
 
 CONNECT_SECONDS = 10
 """How long a cluster's port may take to accept a connection."""
@@ -211,13 +210,15 @@ def connected(
                 )
             else:
                 _refuse_client(address)
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={**offline.worker_settings(), **_own_code()},
-                    job_config=job,
-                )
+                _require_listener(address)
+                with _bounded(address):
+                    ray.init(
+                        address=address,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        runtime_env={**offline.worker_settings(), **_own_code()},
+                        job_config=job,
+                    )
         except UserError:
             raise
         except Exception as error:

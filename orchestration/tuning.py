@@ -222,7 +222,6 @@ class Searching:
         self.gauges: SearchGauges | None = None
         self._live: Mapping[str, int] = {}
         self.display = SearchDisplay(self.space, journal.state, lambda: self._live, request.name)
-        self.gauges = SearchGauges(request.name, self.space)
         self.stop = threading.Event()
 
     def run(self) -> None:
