@@ -162,31 +162,34 @@ def test_a_cluster_without_token_dashboard_drivers_and_room_is_told_so(tmp_path:
     locked.mkdir()
     data = phantom_dataset(tmp_path / "data")
     next((data / "train").glob("*.parquet")).unlink()
-    with _ward("bare") as ward:
-        host = ward.network.hosts["bare"]
-        address = f"{host.address}:6379"
-        ward.environment["RAY_AUTH_MODE"] = "disabled"
-        ward.start(
-            "bare", "bare", "--num-cpus=4", "--include-dashboard=false", "--object-store-memory=90000000",
-            RAY_AUTH_MODE="disabled",
-        )  # fmt: skip
-        # 9: no token; 10: no dashboard; 11: no place for drivers of trials; 12: a small object store; 13:
-        # damaged data.
-        ill = ward.ask(host, "--address", address, "--set", "training.workers=2", "--data", str(data))
-        assert ill.code == 1
-        ill.fails("token", "no token")
-        ill.fails("dashboard", "there is none")
-        ill.fails("trial drivers", "trial_driver")
-        ill.fails("object store", "MiB")
-        ill.fails("data", str(data))
-        # 14: a disk that is nearly full; 15: storage that cannot be written.
-        for options, place in (("size=16m", small), ("ro", locked)):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
-        try:
-            ill = ward.ask(host, "--address", address, "--runs", str(small))
-            ill.fails("free disk", str(small))
-            ill = ward.ask(host, "--address", address, "--runs", str(locked))
-            ill.fails("storage", str(locked))
-        finally:
-            for place in (small, locked):
-                subprocess.run(["umount", str(place)], check=True)
+    # Mounted before the host is there: it has mounts of its own from then on.
+    for options, place in (("size=16m", small), ("ro", locked)):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
+    try:
+        with _ward("bare") as ward:
+            _ask_of_bare_cluster(ward, data, small, locked)
+    finally:
+        for place in (small, locked):
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def _ask_of_bare_cluster(ward: Ward, data: Path, small: Path, locked: Path) -> None:
+    host = ward.network.hosts["bare"]
+    address = f"{host.address}:6379"
+    ward.environment["RAY_AUTH_MODE"] = "disabled"
+    options = ("--num-cpus=4", "--include-dashboard=false", "--object-store-memory=90000000")
+    ward.start("bare", "bare", *options, RAY_AUTH_MODE="disabled")
+    # 9: no token; 10: no dashboard; 11: no place for drivers of trials; 12: a small object store; 13:
+    # damaged data.
+    ill = ward.ask(host, "--address", address, "--set", "training.workers=2", "--data", str(data))
+    assert ill.code == 1
+    ill.fails("token", "no token")
+    ill.fails("dashboard", "there is none")
+    ill.fails("trial drivers", "trial_driver")
+    ill.fails("object store", "MiB")
+    ill.fails("data", str(data))
+    # 14: a disk that is nearly full; 15: storage that cannot be written.
+    ill = ward.ask(host, "--address", address, "--runs", str(small))
+    ill.fails("free disk", str(small))
+    ill = ward.ask(host, "--address", address, "--runs", str(locked))
+    ill.fails("storage", str(locked))
