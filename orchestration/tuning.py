@@ -39,7 +39,6 @@ from orchestration.search.records import SearchState
 from orchestration.search.space import LoadedSpace, load_space
 from orchestration.search.study import StudyMirror
 from orchestration.search.warm_start import warm_start
-from orchestration.shared_storage import require_seen
 from orchestration.telemetry.searching import SearchGauges
 from orchestration.worker import StopSignal
 

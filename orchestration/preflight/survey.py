@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -91,14 +91,23 @@ def of_cluster(wanted: Wanted, connection: cluster.Connection) -> list[Finding]:
     return findings + _layout(wanted, connection.resources)
 
 
-def refuse_or_warn(findings: Sequence[Finding], note: Any) -> None:
-    """For a program that is about to work: tell warnings, refuse at the first failure."""
-    for finding in findings:
-        if finding.level == "warning":
-            note(f"{finding.name}: {finding.found}")
-    bad = next((finding for finding in findings if finding.level == "failure"), None)
-    if bad is not None:
-        raise UserError(f"{bad.name}: {bad.found}", bad.remedy)
+REFUSED: Final = ("nodes", "version of", "GPUs", "clocks", "object store", "dashboard", "storage", "room")
+"""What a program does not begin with; anything else that the doctor calls a failure is told, and is the
+user's to judge."""
+
+
+def before_work(wanted: Wanted, connection: cluster.Connection, note: Callable[[str], None]) -> None:
+    """In a program that is about to work on a cluster: the doctor in short. Raises `UserError`.
+
+    Nothing on a private Ray, whose machine is this one. `note` is told what is not refused.
+    """
+    if connection.resources.local:
+        return
+    for finding in of_cluster(wanted, connection):
+        if finding.level == "failure" and finding.name.startswith(REFUSED):
+            raise UserError(f"{finding.name}: {finding.found}", finding.remedy)
+        if finding.level == "failure":
+            note(f"{finding.name}: {finding.found} (python -m orchestration.doctor says what to do)")
 
 
 def _ask(

@@ -102,7 +102,7 @@ def test_a_rack_comes_up_trains_searches_and_leaves_nothing_behind(tmp_path: Pat
         refused = rack.inside(head, [*train, "--set", "training.steps=24", "--runs", "/tmp/only-here"])
         done = subprocess.run(refused, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2
-        assert "/tmp/only-here: not the same folder there on node" in done.stdout + done.stderr
+        assert "storage: /tmp/only-here: not the same folder there" in done.stdout + done.stderr
 
         rack.run(laptop, "ray", "down", "--yes", str(launcher), seconds=120)
         # `ray down` ends the head's processes; those of the workers end when they have not reached it for a
