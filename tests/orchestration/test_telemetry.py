@@ -291,3 +291,17 @@ def test_rays_own_variables_say_where_its_grafana_looks(
     assert grafana.folder_of("/s") == Path("/m/grafana/dashboards")
     monkeypatch.setenv("RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR", "/d")
     assert grafana.folder_of("/s") == Path("/d")
+
+
+def test_the_program_prints_the_dashboard_or_puts_it_where_it_is_told(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from orchestration.grafana import app
+
+    printed = CliRunner().invoke(app, ["--print"])
+    assert printed.exit_code == 0
+    assert printed.output == grafana.FILE.read_text()
+    put = CliRunner().invoke(app, ["--to", str(tmp_path)])
+    assert put.exit_code == 0
+    assert (tmp_path / grafana.NAME).read_text() == grafana.FILE.read_text()
+    assert str(tmp_path / grafana.NAME) in put.output
