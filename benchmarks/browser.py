@@ -147,13 +147,11 @@ class Browser:
         """Type into whatever has the focus."""
         self._call("Input.insertText", text=text)
 
-    def picture(self, file: Path, height: int | None = None) -> None:
-        """Write what the page shows as a PNG, its upper `height` pixels where that is given."""
-        clip = {}
-        if height is not None:
-            width = self.value("innerWidth")
-            clip = {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
-        taken = self._call("Page.captureScreenshot", format="png", **clip)
+    def picture(self, file: Path, height: int, scale: float = 1.0) -> None:
+        """Write the upper `height` pixels of what the page shows as a PNG, made smaller by `scale`."""
+        width = self.value("innerWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": scale}
+        taken = self._call("Page.captureScreenshot", format="png", clip=clip)
         file.write_bytes(base64.b64decode(taken["data"]))
 
     # -- the pipe ----------------------------------------------------------------------------------
