@@ -106,6 +106,8 @@ class Follower:
         self._deadline = time.monotonic() + CLOSING_SECONDS
         self._end.set()
         self._thread.join(timeout=CLOSING_SECONDS)
+        if self._thread.is_alive():
+            self._tell("no answer")
 
     def _follow(self) -> None:
         reader, lines, mlflow_run, wait = (
@@ -129,7 +131,8 @@ class Follower:
                 wait = LOOK_SECONDS
             except Exception as error:
                 mlflow_run = None
-                self._tell(error)
+                # A message of an unknown error may hold anything; its kind does not.
+                self._tell(type(error).__name__)
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
                 if ending and time.monotonic() + LOOK_SECONDS < self._deadline:
                     time.sleep(LOOK_SECONDS / 2)
@@ -137,12 +140,11 @@ class Follower:
             if ending:
                 return
 
-    def _tell(self, error: Exception) -> None:
+    def _tell(self, reason: str) -> None:
         if not self._told:
             self._told = True
-            # A message of an unknown error may hold anything; its kind does not.
             self._note(
-                f"MLflow: tracking.mlflow_uri cannot be written to ({type(error).__name__}); training goes "
+                f"MLflow: tracking.mlflow_uri cannot be written to ({reason}); training goes "
                 "on, and what is missing there is sent when it can be"
             )
 

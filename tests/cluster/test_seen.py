@@ -4,6 +4,7 @@ real browser after logging in, and nothing of it without the token or from anoth
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import signal
@@ -19,12 +20,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 import pytest
 from prometheus_server import Prometheus
-from small_runs import RECIPE, Command, phantom_dataset, recipe, write_recipe
+from small_runs import RECIPE, Command, lines, phantom_dataset, recipe, write_recipe
 from small_searches import SPACE, write_space
 
 from benchmarks.browser import Browser, installed
 from orchestration.telemetry.catalogue import RUN, SEARCH, Figure
 from orchestration.telemetry.grafana import NAME, dashboard, folder_of
+from orchestration.tracking import MLFLOW_FILE, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -83,7 +85,7 @@ class Seen(Command):
         assert self.wait(90) == 0, self.output()
 
 
-def pretrain(place: Path, name: str, workers: int) -> Seen:
+def pretrain(place: Path, name: str, workers: int, *more: str) -> Seen:
     """A run of the small model that goes on until it is told to stop."""
     tree = recipe(
         steps=100_000,
@@ -99,13 +101,13 @@ def pretrain(place: Path, name: str, workers: int) -> Seen:
         place,
         name,
         *("orchestration.pretrain", "--config", str(place / f"{name}.yaml"), "--data", str(place / "data")),
-        *("--runs", str(place / "runs"), "--name", name, "--cpus", "3"),
+        *("--runs", str(place / "runs"), "--name", name, "--cpus", "3", *more),
     )
 
 
 @contextlib.contextmanager
-def training(place: Path, name: str, workers: int) -> Iterator[Seen]:
-    program = pretrain(place, name, workers)
+def training(place: Path, name: str, workers: int, *more: str) -> Iterator[Seen]:
+    program = pretrain(place, name, workers, *more)
     try:
         yield program
         program.stop()
@@ -258,14 +260,23 @@ class TestARunOfTwoWorkers:
         assert '"num_workers":2' in runs.replace(" ", "")
 
 
-def test_a_run_in_the_programs_own_process_is_a_job_by_its_name_and_has_its_figures(
+def test_a_run_in_the_programs_own_process_is_a_job_by_its_name_and_has_its_figures_there_and_in_mlflow(
     place: Path, prometheus: Prometheus
 ) -> None:
     some = [figure for figure in RUN if figure.moves]
-    with training(place, "here", 1) as program:
+    mlflow = f"sqlite:///{place}/mlflow.db"
+    with training(place, "here", 1, "--set", f"tracking.mlflow_uri={mlflow}") as program:
         jobs = ask(f"{program.dashboard()}/api/jobs/")[1].replace(" ", "")
         assert '"metadata":{"job_name":"here"}' in jobs
         until_none(lambda: missing(prometheus, some, 'run="here"'), 120)
+    assert "MLflow" not in program.output()
+    run, client = place / "runs" / "here", connect(mlflow)
+    identifier = json.loads((run / MLFLOW_FILE).read_text())["run_id"]
+    written = [line for line in lines(run) if "loss/total" in line]
+    sent = client.get_metric_history(identifier, "loss/total")
+    assert len(written) > 25
+    assert [(one.step, one.value) for one in sent] == [(line["step"], line["loss/total"]) for line in written]
+    assert client.get_run(identifier).info.status == "KILLED"
 
 
 def test_every_promised_figure_of_a_search_is_in_prometheus_and_moves(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,21 @@ def test_how_the_run_ended_stands_there(uri: str, tmp_path: Path) -> None:
     assert status() == "FINISHED"
 
 
+@pytest.fixture(params=["nobody listens", "never an answer"])
+def away(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a server that is not there, or takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if request.param == "never an answer":
+            listener.listen(8)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 def test_a_server_that_does_not_answer_is_said_once_and_holds_nothing_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    away: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "CLOSING_SECONDS", 1.0)
-    config, run = config_for("http://127.0.0.1:9"), run_of(tmp_path)
+    config, run = config_for(away), run_of(tmp_path)
     times: list[float] = []
 
     def work() -> None:
