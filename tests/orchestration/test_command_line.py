@@ -18,7 +18,7 @@ from mpma.training.run_directory import RunDirectory
 from orchestration.cluster import _GPU_DEVICES
 from orchestration.command import run
 
-PROGRAMS = ("pretrain", "ingest", "tune", "evaluate", "export", "embed", "doctor", "grafana")
+PROGRAMS = ("pretrain", "ingest", "tune", "evaluate", "export", "embed", "doctor", "report", "grafana")
 
 
 @pytest.fixture(scope="module")
