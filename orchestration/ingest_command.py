@@ -206,7 +206,8 @@ def _carry_out(request: Request, job: _Job, notes: Console) -> None:
             # Ray starts only once the root has proved to be what it should be.
             prepared = job.prepare(request, watcher)
             with connected(request.address, request.cpus, dashboard=False) as connection:
-                before_work(Wanted(), connection, notes.print)
+                if request.address is not None:
+                    before_work(Wanted(), connection, notes.print)
                 result = carry_out(prepared, watcher)
     except KeyboardInterrupt:
         notes.print(

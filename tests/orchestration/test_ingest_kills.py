@@ -23,7 +23,7 @@ from PIL import Image
 from mpma.data.dataset import Dataset
 from mpma.errors import UserError
 
-KILLS = 20 if "MPMA_CHAOS_KILLS" in os.environ else 10
+KILLS = 20 if "MPMA_CHAOS_KILLS" in os.environ else 5
 IMAGES = 900
 PLAN = (
     *(("start", "driver"), ("listing", "family"), ("parts", "driver"), ("parts", "worker")),
