@@ -45,6 +45,8 @@ _ENVIRONMENT: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     # A folder is what somebody without a server has; MLflow itself would rather have a database.
     "MLFLOW_ALLOW_FILE_STORE": "true",
+    # It would write to our terminal, among others the place of its tables.
+    "MLFLOW_CONFIGURE_LOGGING": "false",
 }
 
 
