@@ -147,10 +147,10 @@ class Browser:
         """Type into whatever has the focus."""
         self._call("Input.insertText", text=text)
 
-    def picture(self, file: Path, height: int, scale: float = 1.0) -> None:
-        """Write the upper `height` pixels of what the page shows as a PNG, made smaller by `scale`."""
+    def picture(self, file: Path, height: int, scale: float = 1.0, top: int = 0) -> None:
+        """Write `height` pixels of what the page shows, from `top` on, as a PNG made smaller by `scale`."""
         width = self.value("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": scale}
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": scale}
         taken = self._call("Page.captureScreenshot", format="png", clip=clip)
         file.write_bytes(base64.b64decode(taken["data"]))
 
