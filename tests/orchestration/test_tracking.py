@@ -63,7 +63,8 @@ def history(uri: str, run: RunDirectory, name: str) -> list[tuple[int, float]]:
     return [(one.step, one.value) for one in tracking.connect(uri).get_metric_history(identifier, name)]
 
 
-@pytest.fixture(params=["folder", "database"])
+# A database makes its tables first, which takes seconds each time.
+@pytest.fixture(params=["folder", pytest.param("database", marks=pytest.mark.slow)])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "mlruns") if request.param == "folder" else f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -159,7 +160,7 @@ def test_a_server_that_does_not_answer_is_said_once_and_holds_nothing_up(
 def test_what_could_not_be_sent_is_sent_once_the_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = str(tmp_path / "mlruns")
     config, run = config_for(uri), run_of(tmp_path)
     whole, failures = tracking.connect, iter([True, False, True])
     sent = threading.Event()
