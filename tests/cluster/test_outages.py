@@ -101,7 +101,7 @@ def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, runs, recipe_file = phantom_dataset(tmp_path / "data"), tmp_path / "runs", tmp_path / "recipe.yaml"
-    settings = recipe(steps=STEPS, checkpoint_every_steps=20, precision="fp64", device="cpu")
+    settings = recipe(steps=STEPS, checkpoint_every_steps=5, precision="fp64", device="cpu")
     settings["training"].update(workers={"min": 1, "max": 2}, threads_per_worker=2)
     # Dropout is drawn by each worker, so it depends on their number; nothing else does.
     settings["memory"]["dropout"] = 0.0
