@@ -22,7 +22,7 @@ from typing import Any
 
 from mpma.errors import UserError
 from mpma.training.config import TrainingConfig
-from orchestration import offline, ray_environment
+from orchestration import growth, offline, ray_environment
 from orchestration.session_folder import session_folder
 
 CONNECT_SECONDS = 10
@@ -236,7 +236,7 @@ def connected(
     _close_token_file()
     beside.join()
     try:
-        node = _resources(private=address is None)
+        node = all_resources(private=address is None)
         url = None
         if dashboard or address is not None:
             url = getattr(ray._private.worker.global_worker.node, "webui_url", None)
@@ -256,16 +256,14 @@ def connected(
             ray.shutdown()
 
 
-def _resources(private: bool) -> dict[str, float]:
+def all_resources(private: bool) -> dict[str, float]:
     """All resources by name: what there is, or on a cluster that grows by itself what there can be."""
     import ray
 
     found = dict(ray.cluster_resources())
     if not private:
-        from ray._private.state import state
-
-        for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
-            found[name] = max(found.get(name, 0.0), float(most))
+        for name, most in growth.possible(ray.get_runtime_context().gcs_address).items():
+            found[name] = max(found.get(name, 0.0), most)
     return found
 
 

@@ -7,7 +7,8 @@ Decisions
 - A segment whose process dies is handed out again, as a new Tune trial, and continues from the run's own
   checkpoint. Tune's own retries are off: it gives a trial up when its actor dies before it has started.
   Should Tune itself stumble, a new Tune experiment takes up what the journal leaves open.
-- How many segments run at a time is computed from what the cluster has now, so a search grows with it.
+- How many segments run at a time is computed from what the cluster has now, so a search grows with it; where
+  an autoscaler adds machines, from what it may add, since it adds them only for segments that wait.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mpma.errors import JobError
+from orchestration.cluster import all_resources
 from orchestration.search.jobs import Finished, Job, JobSource, Outcome
 
 FRUITLESS_EXPERIMENTS: Final = 3
@@ -204,12 +206,10 @@ class _Feed:
         return Feeder(metric=None, mode=None)
 
     def concurrency(self) -> int:
-        """Segments that fit now; asked of the cluster every few seconds."""
-        import ray
-
+        """Segments that there is or can be room for; asked of the cluster every few seconds."""
         now = time.monotonic()
         if now - self._measured[0] > 5 or not self._measured[0]:
-            have = ray.cluster_resources()
+            have = all_resources(private=False)
             self._measured = (now, max(1, self._place.fit(have.get("CPU", 0.0), have.get("GPU", 0.0))))
         return self._measured[1]
 

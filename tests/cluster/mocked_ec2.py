@@ -50,8 +50,21 @@ def _cluster_file(folder: Path, made: dict[str, str]) -> Path:
     return file
 
 
-def _workers(file: Path) -> None:
-    """One machine of every worker type, as the autoscaler on the head would make it."""
+def _ray_up(folder: Path, file: Path) -> tuple[int | None, str]:
+    """(exit code, what it said) of `ray up`; no code where it was still at work after half a minute."""
+    log = folder / "up.log"
+    up = [str(Path(sys.executable).with_name("ray")), "up", "--yes", "--no-config-cache", str(file)]
+    code = None
+    with log.open("wb") as stream, contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            up, timeout=30, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+        )
+        code = done.returncode
+    return code, log.read_text()
+
+
+def _workers(file: Path) -> dict[str, Any]:
+    """One machine of every worker type, as the autoscaler on the head would make it; the types."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.util import prepare_config
@@ -63,23 +76,27 @@ def _workers(file: Path) -> None:
         if name != config["head_node_type"]:
             tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_USER_NODE_TYPE: name}
             provider.create_node(node_type["node_config"], tags, 1)
+    return dict(config["available_node_types"])
 
 
 def main(folder: Path) -> dict[str, Any]:
     """Account, head by `ray up`, workers; then what EC2 has."""
     made = _account()
+    ec2 = boto3.client("ec2")
+    unchanged, said = _ray_up(folder, ROOT / "cluster.yaml")
+    refused = {"code": unchanged, "said": said, "instances": len(ec2.describe_instances()["Reservations"])}
     file = _cluster_file(folder, made)
     # It makes the head, then tries to reach it by ssh without end; there is no way out of here.
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        up = [str(Path(sys.executable).with_name("ray")), "up", "--yes", "--no-config-cache", str(file)]
-        log = (folder / "up.log").open("wb")
-        subprocess.run(up, timeout=30, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-    _workers(file)
-    ec2 = boto3.client("ec2")
+    _ray_up(folder, file)
+    kinds = _workers(file)
     instances = [one for group in ec2.describe_instances()["Reservations"] for one in group["Instances"]]
     spot = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
+    machines = sorted({kind["node_config"]["InstanceType"] for kind in kinds.values()})
     return {
         "account": made,
+        "refused": refused,
+        "kinds": {name: kind["resources"] for name, kind in kinds.items()},
+        "catalogue": ec2.describe_instance_types(InstanceTypes=machines)["InstanceTypes"],
         "instances": instances,
         "spot": spot,
         "group": ec2.describe_security_groups(GroupIds=[made["SecurityGroup"]])["SecurityGroups"][0],

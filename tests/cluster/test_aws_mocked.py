@@ -89,6 +89,27 @@ def _by_type(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_a_file_that_nobody_has_filled_in_starts_nothing_and_says_why(made: dict[str, Any]) -> None:
+    refused = made["refused"]
+    assert refused["code"] not in (0, None), refused["said"][-2000:]
+    assert refused["instances"] == 0
+    assert "SecurityGroupIds" in refused["said"]
+
+
+def test_the_file_says_of_its_machines_what_the_catalogue_of_ec2_says(made: dict[str, Any]) -> None:
+    """A kind with more CPUs in the file than in truth would be given more work than it can do."""
+    catalogue = {each["InstanceType"]: each for each in made["catalogue"]}
+    for name, node in yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"].items():
+        machine = catalogue[node["node_config"]["InstanceType"]]
+        gpus = sum(each["Count"] for each in machine.get("GpuInfo", {}).get("Gpus", []))
+        if name == "head":
+            assert gpus == 0
+        else:
+            has = {"CPU": machine["VCpuInfo"]["DefaultVCpus"], "GPU": gpus}
+            assert node["resources"] == has, name
+            assert {key: made["kinds"][name][key] for key in has} == has
+
+
 def test_every_node_type_is_made_as_the_file_says(made: dict[str, Any]) -> None:
     types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
     instances = _by_type(made)

@@ -11,6 +11,7 @@ import yaml
 from network_hosts import ROOT
 
 from orchestration.ray_environment import NODE
+from orchestration.spot_first import SPOT
 
 FILES = ("cluster.yaml", "deploy/gcp.yaml", "deploy/on-prem.yaml")
 
@@ -72,12 +73,28 @@ def test_a_cloud_starts_with_a_head_without_work_and_grows_from_nothing_within_b
         assert 0 < node["max_workers"] <= config["max_workers"]
         assert node["resources"]["GPU"] in (1, 8)
     spot = {key for key in types if key.endswith("_spot")}
+    assert {key.replace("_spot", "_on_demand") for key in spot} == set(types) - spot
     for key in spot:
-        fallback = types.get(key.replace("_spot", "_on_demand"))
-        if fallback is not None:
-            assert types[key]["priority"] > fallback["priority"]
-            assert types[key]["resources"] == fallback["resources"]
+        # Machines that are not equal would never take one another's place.
+        assert types[key]["resources"] == types[key.replace("_spot", "_on_demand")]["resources"]
     assert config["idle_timeout_minutes"] > 0
+
+
+def test_on_aws_the_kinds_named_spot_are_the_spot_ones() -> None:
+    """spot_first goes by the name."""
+    for key, node in _read("cluster.yaml")["available_node_types"].items():
+        market = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType")
+        assert (market == "spot") == key.endswith(SPOT), key
+        assert "priority" not in node, "the autoscaler of this file does not read it"
+
+
+def test_on_google_the_kinds_named_spot_are_the_spot_ones_and_come_first() -> None:
+    types = _read("deploy/gcp.yaml")["available_node_types"]
+    for key, node in types.items():
+        (scheduling,) = node["node_config"].get("scheduling", [{}])
+        assert (scheduling.get("provisioningModel") == "SPOT") == key.endswith(SPOT), key
+        if key.endswith(SPOT):
+            assert node["priority"] > types[key.replace("_spot", "_on_demand")]["priority"]
 
 
 def test_on_aws_machines_use_a_group_of_ones_own_encrypted_disks_and_closed_credentials() -> None:
@@ -91,3 +108,29 @@ def test_on_aws_machines_use_a_group_of_ones_own_encrypted_disks_and_closed_cred
         assert settings["MetadataOptions"]["HttpTokens"] == "required"
         assert all(disk["Ebs"]["Encrypted"] for disk in settings["BlockDeviceMappings"])
         assert settings["IamInstanceProfile"]["Arn"].count("CHANGE-ME") == 1
+
+
+def test_head_and_user_may_change_only_machines_that_carry_the_tag() -> None:
+    """Read from the stack, since the mocked EC2 lets everybody do everything."""
+
+    class Loader(yaml.SafeLoader):
+        """CloudFormation's short forms, as what they are applied to."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", suffix))
+    text = (ROOT / "deploy" / "aws-account.yaml").read_text()
+    resources = yaml.load(text, Loader)["Resources"]  # nothing but our own file is read
+    of_head = resources["HeadRole"]["Properties"]["Policies"][1]["PolicyDocument"]["Statement"]
+    of_user = resources["UserPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    for statements in (of_head, of_user):
+        for statement in statements:
+            actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+            assert not [action for action in actions if action in ("*", "ec2:*", "iam:*", "s3:*")]
+            harmful = {"ec2:CreateTags", "ec2:TerminateInstances"} & set(actions)
+            if harmful:
+                (wanted,) = statement["Condition"]["StringEquals"].items()
+                assert wanted in (("ec2:CreateAction", "RunInstances"), ("aws:ResourceTag/project", "mpma"))
+                assert wanted[0] != "ec2:CreateAction" or harmful == {"ec2:CreateTags"}
+            if "ec2:RunInstances" in actions and "Resource" in statement:
+                assert statement["Condition"]["StringEquals"] == {"aws:RequestTag/project": "mpma"}
+            if "iam:PassRole" in actions:
+                assert statement["Resource"] != "*"
