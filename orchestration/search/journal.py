@@ -3,7 +3,10 @@
 Decisions: the journal is the truth and everything else in the search directory can be made from it and
 from the run directories. An event counts once its line ends with a newline; a last line that a kill cut
 short never happened and is cut away on opening. A line that is damaged elsewhere is named, since what
-follows it could not be trusted. On an object store, which cannot append, the file is written whole.
+follows it could not be trusted. On an object store, which cannot append, the last lines stand in an
+object of their own, which is written anew for each of them and joined to the journal now and then: to write
+the whole journal for every line would make a search of n trials write n squared bytes. The tail's name ends
+with the length of the journal that it follows, so one that was joined already follows nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from orchestration.search.records import Event, SearchState
 
 JOURNAL_FILE: Final = "journal.jsonl"
 
+TAIL_BYTES: Final = 64 * 1024
+"""On an object store: lines that are written anew for each further one, at most."""
+
 
 class Journal:
     """Appends events and keeps the state they add up to.
@@ -35,7 +41,8 @@ class Journal:
         whole, events = read_events(folder)
         for event in events:
             self._fold(event, "it does not follow from the lines before it")
-        self._text = b"" if folder.is_local else whole
+        self._body = self._tail = b""
+        """On an object store: what stands in the journal's object, and in that of its last lines."""
         self._stream = None
         if folder.is_local:
             folder.make_directory()
@@ -45,6 +52,10 @@ class Journal:
                 self._stream.truncate(len(whole))
                 self._stream.seek(len(whole))
                 os.fsync(self._stream.fileno())
+        else:
+            self._body, self._tail = _objects(folder)
+            if self._body + self._tail != whole:
+                self._join(whole)
         self.count = len(events)
 
     def append(self, kind: str, **values: Any) -> Event:
@@ -59,14 +70,30 @@ class Journal:
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
             else:
-                self._text += line
-                self._folder.write(JOURNAL_FILE, self._text)
+                self._append_object(line)
         self.count += 1
         self._fold(event, "")
         return event
 
+    def _append_object(self, line: bytes) -> None:
+        tail = self._tail + line
+        if self._body and len(tail) <= TAIL_BYTES:
+            self._folder.write(_tail_name(self._body), tail)
+            self._tail = tail
+        else:
+            self._join(self._body + tail)
+
+    def _join(self, whole: bytes) -> None:
+        """Make one object of the journal; until that is written both stay as they were."""
+        before = _tail_name(self._body)
+        self._folder.write(JOURNAL_FILE, whole)
+        self._body, self._tail = whole, b""
+        self._folder.remove(before)
+
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; on an object store, leave one."""
+        if self._tail:
+            self._join(self._body + self._tail)
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -88,7 +115,7 @@ def read_events(folder: Storage) -> tuple[bytes, list[dict[str, Any]]]:
     """
     if not folder.exists(JOURNAL_FILE):
         return b"", []
-    content = folder.read(JOURNAL_FILE)
+    content = folder.read(JOURNAL_FILE) if folder.is_local else b"".join(_objects(folder))
     whole = content[: content.rfind(b"\n") + 1]
     lines = whole.split(b"\n")[:-1]
     events: list[dict[str, Any]] = []
@@ -104,6 +131,19 @@ def read_events(folder: Storage) -> tuple[bytes, list[dict[str, Any]]]:
             raise _damaged(folder, number, "it is not a journal event") from None
         events.append({**event, "line": number})
     return whole, events
+
+
+def _objects(folder: Storage) -> tuple[bytes, bytes]:
+    """The journal on an object store, and the lines that follow it in an object of their own."""
+    if not folder.exists(JOURNAL_FILE):
+        return b"", b""
+    body = folder.read(JOURNAL_FILE)
+    name = _tail_name(body)
+    return body, folder.read(name) if folder.exists(name) else b""
+
+
+def _tail_name(body: bytes) -> str:
+    return f"{JOURNAL_FILE}.from-{len(body)}"
 
 
 def _damaged(folder: Storage, line: int, what: str) -> UserError:
