@@ -251,8 +251,8 @@ class SampleOrder:
     def _make_window(self, lane: int, epoch: int, number: int) -> Window:
         plan = self._epoch(lane, epoch)
         chunks = plan.chunks[plan.cuts[number] : plan.cuts[number + 1]]
-        edges = self._chunk_starts(lane)
-        rows = np.concatenate([np.arange(edges[chunk], edges[chunk + 1]) for chunk in chunks])
+        found = [self.chunk(lane, int(chunk)) for chunk in chunks]
+        rows = np.concatenate([np.arange(one.first_row, one.first_row + one.rows) for one in found])
         take = np.argsort(counter_hash(self.seed, "pair order", epoch, rows), kind="stable")
         start = epoch * len(self.lane_rows(lane)) + int(plan.starts[number])
         step, inside = np.divmod(start + np.arange(len(rows)), self.pairs_per_lane)
