@@ -13,7 +13,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,7 @@ class Searching:
         )
         self.mirror: StudyMirror | None = None
         self.gauges: SearchGauges | None = None
+        self._unshown = False
         self._live: Mapping[str, int] = {}
         self.display = SearchDisplay(self.space, journal.state, lambda: self._live, request.name)
         self.stop = threading.Event()
@@ -349,12 +350,17 @@ class Searching:
             raise phase.broken
 
     def changed(self) -> None:
-        """The state has changed: mirror, metrics and screen follow."""
+        """The state has changed: mirror and screen follow at once, metrics within half a second."""
         if self.mirror is not None:
             self.mirror.update(self.journal.state)
-        if self.gauges is not None:
-            self.gauges.show(self.journal.state)
+        self._unshown = True
         self.display.changed()
+
+    def _show_metrics(self) -> None:
+        """Counting all trials for every event would take longer than deciding."""
+        if self._unshown and self.gauges is not None:
+            self._unshown = False
+            self.gauges.show(self.journal.state)
 
     def carry_out(self, source: JobSource) -> None:
         """Run a source's jobs in a thread, this one keeping signals and screen. Raises what stops it."""
@@ -377,8 +383,10 @@ class Searching:
             thread.start()
             while thread.is_alive():
                 thread.join(timeout=0.5)
+                self._show_metrics()
                 if self.display.console.is_terminal:
                     self._live = {key: self._step_of(run) for key, run in list(watched.working.items())}
+        self._show_metrics()
         if failure:
             raise failure[0]
 
@@ -404,7 +412,7 @@ class _Watched:
         self.failed, self.retried = self._ending(source.failed), source.retried
         self.reached = self._ending(source.reached)
 
-    def next(self, live: frozenset[str]) -> Any:
+    def next(self, live: Set[str]) -> Any:
         """The next job, remembered while it runs."""
         job = self._source.next(live)
         if isinstance(job, Job):

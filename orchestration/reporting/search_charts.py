@@ -40,7 +40,7 @@ from orchestration.reporting.wording import (
     setting,
     signed,
 )
-from orchestration.search.promote import non_dominated_ranks
+from orchestration.search.fronts import non_dominated_ranks
 from orchestration.search.records import SearchState, TrialRecord
 from orchestration.search.space import SearchSpace
 

@@ -21,8 +21,9 @@ from typing import Any, Final
 import numpy as np
 
 from mpma.config import validate_tree
+from orchestration.search.fronts import non_dominated_ranks
 from orchestration.search.parameters import same
-from orchestration.search.promote import best_first, non_dominated_ranks
+from orchestration.search.promote import best_first
 from orchestration.search.records import SearchState
 from orchestration.search.space import Objective, SearchSpace
 

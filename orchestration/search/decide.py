@@ -63,9 +63,8 @@ def next_action(space: Any, state: SearchState, live: Set[int], exhausted: str =
     """
     if state.search_ended:
         return End(state.search_ended) if not live else Wait()
-    for trial in state.trials:
-        if trial.state == "open" and trial.number not in live:
-            return Train(trial.number)
+    if len(state.open) > len(live):  # whatever trains is open
+        return Train(min(state.open - live))
     spent = over_budget(space, state)
     if spent:
         return Wait() if live else End(spent)

@@ -38,6 +38,7 @@ class SearchDisplay:
         self._said: dict[int, tuple[str, int]] = {
             trial.number: (trial.state, trial.step) for trial in state.trials
         }
+        self._seen = len(state.touches)
         self._confirmed = {key for key, run in state.confirmations.items() if run.metrics or run.failed}
 
     def __enter__(self) -> SearchDisplay:
@@ -57,7 +58,9 @@ class SearchDisplay:
 
     def changed(self) -> None:
         """Say what is new, where no live table shows it."""
-        for trial in self._state.trials:
+        touches = self._state.touches
+        touched, self._seen = sorted(set(touches[self._seen :])), len(touches)
+        for trial in (self._state.trials[number] for number in touched):
             now = (trial.state, trial.step)
             before = self._said.get(trial.number)
             if before == now:

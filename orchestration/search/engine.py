@@ -167,6 +167,8 @@ class _Feed:
         """Per job: processes lost since it last reported."""
         self._lock = threading.RLock()
         self._live: dict[str, Job] = {}
+        self._keys: set[str] = set()
+        """Of the live jobs."""
         self._measured = (0.0, 1)
         self.ended = False
         self.outcomes = 0
@@ -221,7 +223,7 @@ class _Feed:
             if len(self._live) >= self.concurrency():
                 return None
             try:
-                job = self._source.next(frozenset(job.key for job in self._live.values()))
+                job = self._source.next(self._keys)
             except Exception as error:
                 self.error = error
                 self._request_stop()
@@ -232,6 +234,7 @@ class _Feed:
             if job is None:
                 return None
             self._live[trial_id] = job
+            self._keys.add(job.key)
             return self._settings(job)
 
     def _settings(self, job: Job) -> dict[str, Any]:
@@ -260,6 +263,7 @@ class _Feed:
             job = self._live.pop(trial_id, None)
             if job is None:
                 return
+            self._keys.discard(job.key)
             outcome = _outcome(result)
             try:
                 if outcome is not None and outcome.status == "stopped":
@@ -290,6 +294,7 @@ class _Feed:
         """Tune ended with an error of its own; live segments are taken up again."""
         with self._lock:
             self._live.clear()
+            self._keys.clear()
 
     def _request_stop(self) -> None:
         from mpma.data.storage import open_storage

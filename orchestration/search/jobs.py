@@ -7,6 +7,7 @@ from the run's own record.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -51,7 +52,7 @@ class Finished:
 class JobSource(Protocol):
     """Hands out jobs and is told how they ended. Called from one thread at a time."""
 
-    def next(self, live: frozenset[str]) -> Job | Finished | None:
+    def next(self, live: Set[str]) -> Job | Finished | None:
         """The next job; None: not before one of the live jobs ends."""
 
     def reached(self, job: Job, outcome: Outcome) -> None:

@@ -7,154 +7,36 @@ promotes from the highest rung first, but of a rung no more than one in `reducti
 et al., Hyper-Tune, VLDB 2022], its best trial excepted: a searcher that gets better makes nearly every
 new trial one of the best so far, and promoting them all leaves few trials in the budget.
 
-Several objectives are ordered by non-dominated rank, then by crowding distance [Deb et al., A fast and
-elitist multiobjective genetic algorithm: NSGA-II, 2002]. An infeasible trial ranks behind every feasible
-one, a value that is not finite behind every finite one. A failed trial keeps its place among the results
-of a rung that it reported at, so that ranks only ever worsen and what is given up as hopeless stays so.
+How trials are ordered at a rung stands in standings.py. A failed trial keeps its place among the results of
+a rung that it reported at, so that ranks only ever worsen and what is given up as hopeless stays so.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from orchestration.search.records import SearchState, TrialRecord
+from orchestration.search.standings import standings
 
 if TYPE_CHECKING:
     from orchestration.search.space import SearchSpace
 
 
-def non_dominated_ranks(losses: NDArray[np.float64]) -> list[int]:
-    """Front of each row of `losses` [n, objectives], all minimised: 0 where no other row dominates it."""
-    one, other = losses[:, None], losses[None]
-    dominates: NDArray[np.bool_] = np.all(one <= other, axis=-1) & np.any(
-        one < other, axis=-1
-    )  # [i, j]: i dominates j
-    ranks = [0] * len(losses)
-    left = set(range(len(losses)))
-    rank = 0
-    while left:
-        rows = sorted(left)
-        front = [row for row in rows if not dominates[rows, row].any()]
-        for row in front:
-            ranks[row] = rank
-        left -= set(front)
-        rank += 1
-    return ranks
-
-
-def crowding_distances(losses: NDArray[np.float64]) -> list[float]:
-    """How alone each row of one front [n, objectives] stands; the extremes of an objective infinitely so."""
-    distances = np.zeros(len(losses))
-    for column in losses.T:
-        order = np.argsort(column, kind="stable")
-        spread = column[order[-1]] - column[order[0]]
-        distances[order[[0, -1]]] = math.inf
-        if spread > 0:
-            distances[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / spread
-    return [float(distance) for distance in distances]
-
-
 def ranked(space: SearchSpace, state: SearchState, step: int) -> list[int]:
-    """Numbers of the trials that reported at `step`, best first.
-
-    Feasible ones first, the others by their total violation; then one objective by its value, several by
-    non-dominated rank and crowding distance; values that are missing or not finite last; ties by number.
-    """
-    standings = _standings(space, state, step)
-    several = len(space.objectives) > 1
-    crowded = _fronts_and_crowding(standings) if several else {}
-    return [
-        standing.number
-        for standing in sorted(
-            standings,
-            key=lambda standing: (
-                *standing.group,
-                crowded.get(standing.number, ()) if several else standing.losses,
-                standing.number,
-            ),
-        )
-    ]
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """What a trial's report at a rung is worth."""
-
-    number: int
-    violation: float
-    losses: tuple[float, ...]
-    """All objectives, minimised; empty where one is missing or not finite."""
-
-    @property
-    def group(self) -> tuple[bool, float]:
-        """Whoever is in a lesser group ranks before, whatever the objectives say."""
-        return not self.losses, self.violation
-
-
-def _standings(space: SearchSpace, state: SearchState, step: int) -> list[_Standing]:
-    standings = []
-    for trial in state.trials:
-        if step in trial.reports:
-            metrics = trial.reports[step]
-            violation = sum(max(0.0, amount) for amount in space.violations(metrics))
-            losses = [objective.minimised(metrics) for objective in space.objectives]
-            finite = tuple(loss for loss in losses if loss is not None and math.isfinite(loss))
-            standings.append(_Standing(trial.number, violation, finite if len(finite) == len(losses) else ()))
-    return standings
-
-
-def _fronts_and_crowding(standings: Sequence[_Standing]) -> dict[int, tuple[int, float]]:
-    """Per trial: front and minus crowding distance, each among the trials of its group."""
-    groups: dict[tuple[bool, float], list[_Standing]] = {}
-    for standing in standings:
-        if standing.losses:
-            groups.setdefault(standing.group, []).append(standing)
-    order: dict[int, tuple[int, float]] = {}
-    for members in groups.values():
-        table = np.array([member.losses for member in members])
-        ranks = non_dominated_ranks(table)
-        for rank in set(ranks):
-            front = [index for index, other in enumerate(ranks) if other == rank]
-            for index, distance in zip(front, crowding_distances(table[front]), strict=True):
-                order[members[index].number] = (rank, -distance)
-    return order
-
-
-def _surely_ahead(space: SearchSpace, state: SearchState, step: int) -> dict[int, int]:
-    """Per trial that reported at `step`: how many rank before it whatever is reported there later.
-
-    With one objective that is its place. With several a place can improve, when those beside it are
-    pushed to a later front; but whoever dominates a trial stays before it.
-    """
-    if len(space.objectives) == 1:
-        return {number: place for place, number in enumerate(ranked(space, state, step))}
-    standings = _standings(space, state, step)
-    return {
-        one.number: sum(
-            other.group < one.group
-            or (
-                other.group == one.group
-                and other.losses != one.losses
-                and all(a <= b for a, b in zip(other.losses, one.losses, strict=True))
-            )
-            for other in standings
-        )
-        for one in standings
-    }
+    """Numbers of the trials that reported at `step`, best first, as standings.py orders them."""
+    return standings(space, state).at(step).order()
 
 
 def best_first(space: SearchSpace, state: SearchState) -> list[int]:
     """All trials that reported: by the highest step reached, then as `ranked` there; failed ones last."""
-    steps = sorted({trial.step for trial in state.trials if trial.reports}, reverse=True)
+    found = standings(space, state)
     numbers = [
-        number for step in steps for number in ranked(space, state, step) if state.trials[number].step == step
+        number
+        for step in reversed(found.steps)
+        for number in found.at(step).order()
+        if state.trials[number].step == step
     ]
     return sorted(numbers, key=lambda number: state.trials[number].state == "failed")
 
@@ -168,7 +50,7 @@ def promotable(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
     """
     if space.scheduler.name == "halving":
         return _promotions(space, state, last_call=False)
-    waiting = [trial for trial in state.trials if trial.state == "waiting"]
+    waiting = [state.trials[number] for number in standings(space, state).waiting_worst_first()]
     waiting.sort(key=lambda trial: (-trial.step, trial.number))
     return [
         (trial.number, target)
@@ -192,13 +74,12 @@ def drain(space: SearchSpace, state: SearchState) -> list[tuple[int, int]]:
         return promotions
     begun, most = len(state.trials), space.budget.trials
     exhausted = most is None or begun < most  # the space ended before the budget: hours are left to use
-    if not exhausted and any(trial.state in ("complete", "open") for trial in state.trials):
+    found = standings(space, state)
+    if not exhausted and (found.complete or state.open):
         return []
-    for number in best_first(space, state):
-        trial = state.trials[number]
-        if trial.state == "waiting" and (target := next_rung(space, state, trial)) is not None:
-            return [(number, target)]
-    return []
+    best = found.best_waiting()
+    target = None if best is None else next_rung(space, state, state.trials[best])
+    return [] if best is None or target is None else [(best, target)]
 
 
 def next_rung(space: SearchSpace, state: SearchState, trial: TrialRecord) -> int | None:
@@ -207,18 +88,16 @@ def next_rung(space: SearchSpace, state: SearchState, trial: TrialRecord) -> int
 
 
 def _promotions(space: SearchSpace, state: SearchState, last_call: bool) -> list[tuple[int, int]]:
-    rungs = space.fidelity.rungs(state.full_steps)
-    found: list[tuple[int, int]] = []
-    for rung, target in reversed(list(pairwise(rungs))):
-        order = ranked(space, state, rung)
-        places = len(order) // space.fidelity.reduction
-        gone = sum(state.trials[n].target > rung and state.trials[n].state != "failed" for n in order)
-        best = [state.trials[number] for number in order[: max(int(last_call), places)]]
-        waiting = [trial.number for trial in best if trial.state == "waiting" and trial.step == rung]
-        leads = waiting[:1] == order[:1]
-        free = len(order) if last_call else max(places - gone, int(leads))
-        found += [(number, target) for number in waiting[:free]]
-    return found
+    found = standings(space, state)
+    promotions: list[tuple[int, int]] = []
+    for step, target in reversed(list(pairwise(space.fidelity.rungs(state.full_steps)))):
+        rung = found.at(step)
+        places = len(rung) // space.fidelity.reduction
+        among = max(int(last_call), places)
+        leads = any(True for _ in rung.waiting(min(1, among)))
+        free = len(rung) if last_call else max(places - rung.gone, int(leads))
+        promotions += [(number, target) for number in islice(rung.waiting(among), free)]
+    return promotions
 
 
 def hopeless(space: SearchSpace, state: SearchState) -> list[tuple[int, str]]:
@@ -230,28 +109,25 @@ def hopeless(space: SearchSpace, state: SearchState) -> list[tuple[int, str]]:
     """
     trials_budget = space.budget.trials
     if space.scheduler.name == "median":
-        waiting = [trial.number for trial in state.trials if trial.state == "waiting"]
+        waiting = sorted(standings(space, state).waiting_worst_first())
         return [(number, reason) for number in waiting if (reason := stops(space, state, number))]
     if space.scheduler.name != "halving" or trials_budget is None:
         return []
+    found = standings(space, state)
     to_come = max(0, trials_budget - len(state.trials))
     given_up: dict[int, str] = {}
-    for rung in space.fidelity.rungs(state.full_steps)[:-1]:
-        ahead = _surely_ahead(space, state, rung)
-        arriving = sum(
-            not trial.final and trial.step < rung and trial.number not in given_up for trial in state.trials
-        )
-        most = len(ahead) + arriving + to_come
+    for step in space.fidelity.rungs(state.full_steps)[:-1]:
+        rung = found.at(step)
+        # Whoever is given up here waits at a lower rung, so it was counted among those on their way.
+        most = len(rung) + found.before(step) - len(given_up) + to_come
         places = max(1, most // space.fidelity.reduction)
-        for number, better in ahead.items():
-            trial = state.trials[number]
-            if trial.state == "waiting" and trial.step == rung and better >= places:
-                given_up[number] = f"{better} were better at step {rung}, where at most {places} go on"
-    if given_up and not any(trial.state == "complete" for trial in state.trials):
+        for number, better in list(rung.waiting_behind(places)):
+            given_up[number] = f"{better} were better at step {step}, where at most {places} go on"
+    if given_up and not found.complete and len(given_up) == found.waits:
         # Should those ahead all fail, `drain` sends the best that waits: one is kept for that.
-        waiting_numbers = [n for n in best_first(space, state) if state.trials[n].state == "waiting"]
-        if all(number in given_up for number in waiting_numbers):
-            del given_up[waiting_numbers[0]]
+        best = found.best_waiting()
+        assert best is not None
+        del given_up[best]
     return sorted(given_up.items())
 
 
@@ -265,9 +141,11 @@ def over_disk_budget(
     """
     budget = space.disk_budget_bytes
     excess = 0 if budget is None else sum(checkpoint_bytes.values()) - budget
-    waiting = [number for number in best_first(space, state) if state.trials[number].state == "waiting"]
+    if excess <= 0:
+        return []
+    found = standings(space, state)
     given_up = []
-    for number in reversed(waiting[1:]):
+    for number in islice(found.waiting_worst_first(), max(0, found.waits - 1)):
         if excess <= 0:
             break
         if checkpoint_bytes.get(number, 0) > 0:
@@ -286,8 +164,8 @@ def stops(space: SearchSpace, state: SearchState, number: int) -> str | None:
     trial = state.trials[number]
     if space.scheduler.name != "median" or not trial.reports or next_rung(space, state, trial) is None:
         return None
-    order = ranked(space, state, trial.step)
-    others, ahead = len(order) - 1, order.index(number)
+    rung = standings(space, state).at(trial.step)
+    others, ahead = len(rung) - 1, rung.place(number)
     if others < 4 or 2 * ahead <= others:
         return None
-    return f"below the median at step {trial.step}: place {ahead + 1} of {len(order)}"
+    return f"below the median at step {trial.step}: place {ahead + 1} of {len(rung)}"

@@ -7,6 +7,7 @@ command, each from its own checkpoint; the figures are kept in `rank_correlation
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ class MeasurementPhase:
         self._seconds = dict.fromkeys(self._planned, 0.0)
         self._failed: dict[str, Outcome] = {}
 
-    def next(self, live: frozenset[str]) -> Job | Finished | None:
+    def next(self, live: Set[str]) -> Job | Finished | None:
         """The next segment of a run that is not finished."""
         for name, left in self._left.items():
             if left and name not in live and name not in self._failed:

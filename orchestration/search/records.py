@@ -8,6 +8,7 @@ then `complete`, `pruned` or `failed` for good.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -18,6 +19,15 @@ FINAL: Final = frozenset({"complete", "pruned", "failed"})
 
 Event = Mapping[str, Any]
 """A line of the journal: `event` names it, `time` is its wall-clock time in seconds since the epoch."""
+
+
+def identity(params: Mapping[str, Any]) -> str:
+    """Equal for equal configurations only: 1 and 1.0 are the same value, True is not 1."""
+    plain = {
+        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for key, value in params.items()
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 @dataclass
@@ -45,7 +55,7 @@ class TrialRecord:
     @property
     def step(self) -> int:
         """The last reported step; 0 before the first."""
-        return max(self.reports, default=0)
+        return max(tuple(self.reports), default=0)  # a copy: the screen's thread asks while reports come
 
     @property
     def final(self) -> bool:
@@ -87,12 +97,18 @@ class SearchState:
     ended: bool = False
     wall_seconds: float = 0.0
     """Time that programs worked on this search, over all sessions."""
+    device_seconds: float = 0.0
+    """Time on devices of all trials, the confirmation left out."""
+    open: set[int] = field(default_factory=set)
+    """Numbers of the trials that are open."""
+    tried: set[str] = field(default_factory=set)
+    """`identity` of every trial's params."""
+    touches: list[int] = field(default_factory=list, repr=False)
+    """The trial of every event that was about one, in order: whoever follows the search remembers how far
+    it has read here, and looks at nothing else again."""
+    followers: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    """What others make of the state and bring up to date (standings.py); nothing of the state itself."""
     _last: float = 0.0
-
-    @property
-    def device_seconds(self) -> float:
-        """Time on devices of all trials, the confirmation left out."""
-        return sum(trial.seconds for trial in self.trials)
 
     def apply(self, event: Event) -> None:
         """Take one event of the journal. Raises KeyError or ValueError where it is not one."""
@@ -105,6 +121,10 @@ class SearchState:
             self.wall_seconds += max(0.0, moment - self._last)
         self._last = moment
         handler(event)
+        if "trial" in event:
+            number = int(event["trial"])
+            self.touches.append(number)
+            (self.open.add if self.trials[number].state == "open" else self.open.discard)(number)
 
     def _on_begin(self, event: Event) -> None:
         self.begun = event
@@ -119,6 +139,7 @@ class SearchState:
         if number != len(self.trials):
             raise ValueError(f"trial {number} suggested where {len(self.trials)} is next")
         self.study_attrs.update(event.get("study_attrs", {}))
+        self.tried.add(identity(event["params"]))
         self.trials.append(
             TrialRecord(
                 number,
@@ -137,7 +158,7 @@ class SearchState:
         trial = self.trials[int(event["trial"])]
         step = int(event["step"])
         trial.reports[step] = dict(event["metrics"])
-        trial.seconds += float(event["seconds"])
+        self._spend(trial, float(event["seconds"]))
         trial.state = "complete" if step >= self.full_steps else "waiting"
 
     def _on_retry(self, event: Event) -> None:
@@ -146,11 +167,15 @@ class SearchState:
     def _on_fail(self, event: Event) -> None:
         trial = self.trials[int(event["trial"])]
         trial.state, trial.reason = "failed", str(event["reason"])
-        trial.seconds += float(event.get("seconds", 0.0))
+        self._spend(trial, float(event.get("seconds", 0.0)))
 
     def _on_prune(self, event: Event) -> None:
         trial = self.trials[int(event["trial"])]
         trial.state, trial.reason = "pruned", str(event["reason"])
+
+    def _spend(self, trial: TrialRecord, seconds: float) -> None:
+        trial.seconds += seconds
+        self.device_seconds += seconds
 
     def _on_search_end(self, event: Event) -> None:
         self.search_ended = str(event["reason"])

@@ -7,7 +7,7 @@ The phases (trials, confirmation) hand out jobs in the same way, so the engine k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
 
 from mpma.config import ExperimentConfig
@@ -47,18 +47,26 @@ class TrialPhase:
         self._space, self._base, self._journal, self._folder = space, base, journal, folder
         self._on_change = on_change
         self._exhausted = ""
+        self._training: set[int] = set()
+        """Trials that were handed out and have not ended."""
+        self._checkpoint_bytes: dict[int, int] = {}
+        """Size on disk of every waiting trial's checkpoints, where a budget asks for it."""
+        self._weighed = 0
+        """Events (`SearchState.touches`) whose trials were weighed."""
         self.broken: UserError | None = None
         """Why the search cannot go on, if it cannot."""
 
-    def next(self, live: frozenset[str]) -> Job | Finished | None:
+    def next(self, live: Set[str]) -> Job | Finished | None:
         """The next segment of a trial."""
         state = self._journal.state
-        numbers = {int(key) for key in live}
+        if len(self._training) != len(live):  # one ended without a word, as all do when Ray Tune stumbles
+            self._training = {int(key) for key in live}
         while True:
             if self.broken is not None:
                 return None if live else Finished()
-            action = next_action(self._space, state, numbers, self._exhausted)
+            action = next_action(self._space, state, self._training, self._exhausted)
             if isinstance(action, Train):
+                self._training.add(action.trial)
                 return self._job(action.trial)
             if isinstance(action, Wait):
                 return None
@@ -111,6 +119,7 @@ class TrialPhase:
     def reached(self, job: Job, outcome: Outcome) -> None:
         """Record the report, and let go of trials that it leaves without a future."""
         number = int(job.key)
+        self._training.discard(number)
         self._journal.append(
             "report",
             trial=number,
@@ -138,36 +147,40 @@ class TrialPhase:
         for other, reason in hopeless(self._space, state):
             self._prune(other, reason)
         if self._space.disk_budget_bytes is not None:
-            for other, reason in over_disk_budget(self._space, state, self._checkpoint_bytes()):
+            self._weigh_checkpoints()
+            for other, reason in over_disk_budget(self._space, state, self._checkpoint_bytes):
                 self._prune(other, reason)
         self._on_change()
 
-    def _checkpoint_bytes(self) -> dict[int, int]:
-        """Size on disk of every waiting trial's checkpoints."""
-        found = {}
-        for trial in self._journal.state.trials:
-            if trial.state == "waiting":
-                folder = self._folder.child(TRIALS).child(trial_name(trial.number)).child(CHECKPOINTS)
-                found[trial.number] = sum(folder.sizes().values())
-        return found
+    def _weigh_checkpoints(self) -> None:
+        """Those of the trials that something happened to: a checkpoint that waits does not change."""
+        state = self._journal.state
+        for number in dict.fromkeys(state.touches[self._weighed :]):
+            self._checkpoint_bytes.pop(number, None)
+            if state.trials[number].state == "waiting":
+                folder = self._folder.child(TRIALS).child(trial_name(number)).child(CHECKPOINTS)
+                self._checkpoint_bytes[number] = sum(folder.sizes().values())
+        self._weighed = len(state.touches)
 
     def failed(self, job: Job, outcome: Outcome) -> None:
         """Record a failure; end the search where every trial fails."""
-        self._fail(int(job.key), outcome.reason or "unknown", outcome.seconds)
+        number = int(job.key)
+        self._training.discard(number)
+        self._fail(number, outcome.reason or "unknown", outcome.seconds)
         trials = self._journal.state.trials
-        failures = [trial for trial in trials if trial.state == "failed"]
-        if not any(trial.reports for trial in trials) and (
-            outcome.mendable or len(failures) >= FAILURES_BEFORE_GIVING_UP
-        ):
-            kinds = sorted({trial.reason for trial in failures})
-            self.broken = JobError(
-                f"every trial so far failed ({len(failures)}): {kinds[0]}",
-                outcome.hint or f"look into {self._folder.child(TRIALS).location}",
-            )
+        if not any(trial.reports for trial in trials):
+            failures = [trial for trial in trials if trial.state == "failed"]
+            if outcome.mendable or len(failures) >= FAILURES_BEFORE_GIVING_UP:
+                kinds = sorted({trial.reason for trial in failures})
+                self.broken = JobError(
+                    f"every trial so far failed ({len(failures)}): {kinds[0]}",
+                    outcome.hint or f"look into {self._folder.child(TRIALS).location}",
+                )
         self._on_change()
 
     def retried(self, job: Job, reason: str) -> None:
         """Record that a segment is tried again."""
+        self._training.discard(int(job.key))
         self._journal.append("retry", trial=int(job.key), reason=reason)
         self._on_change()
 
@@ -199,7 +212,7 @@ class ConfirmationPhase:
         self._space, self._base, self._journal, self._folder = space, base, journal, folder
         self._steps, self._on_change = steps, on_change
 
-    def next(self, live: frozenset[str]) -> Job | Finished | None:
+    def next(self, live: Set[str]) -> Job | Finished | None:
         """The next retraining."""
         state = self._journal.state
         params = {candidate["name"]: candidate["params"] for candidate in state.candidates}

@@ -56,19 +56,25 @@ class StudyMirror:
         self._study_id = 0
         self._written: list[tuple[int, Row]] = []
         """Per trial: Optuna's id of its row, and what it holds."""
+        self._seen = 0
+        """Events (`SearchState.touches`) whose trials are written."""
 
     def update(self, state: SearchState, live: Set[int] | None = None) -> None:
         """Bring the file to the state; `live` are the trials that train now (None: whichever are open)."""
-        if live is None:
-            live = {trial.number for trial in state.trials if trial.state == "open"}
         with contextlib.suppress(optuna.exceptions.StorageInternalError), _quiet():
+            # Who trains is written with what happened to a trial; told otherwise, everyone is looked at.
+            everyone = live is not None or self._storage is None
+            touched = range(len(state.trials)) if everyone else dict.fromkeys(state.touches[self._seen :])
+            live = state.open if live is None else live
             storage = self._storage or self._open(state, live)
-            for trial in state.trials:
+            for number in sorted(touched):
+                trial = state.trials[number]
                 row = _row(self._space, trial, live)
-                if trial.number >= len(self._written):
+                if number >= len(self._written):
                     self._create(storage, state, trial, row)
-                elif self._written[trial.number][1] != row:
+                elif self._written[number][1] != row:
                     self._change(storage, state, trial, row)
+            self._seen = len(state.touches)
 
     def close(self, state: SearchState) -> None:
         """Write the last state, in which nothing runs, and let go of the file."""

@@ -17,7 +17,6 @@ taken, and once there is none the space is exhausted.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import warnings
@@ -33,7 +32,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from orchestration.search import samplers
-from orchestration.search.records import SearchState
+from orchestration.search.records import SearchState, identity
 
 if TYPE_CHECKING:
     from mpma.config import ExperimentConfig
@@ -76,7 +75,7 @@ class Suggestion:
 
 def suggest(space: SearchSpace, base: ExperimentConfig, state: SearchState, number: int) -> Suggestion:
     """Params of trial `number`, the next one. Raises `Exhausted` where every point was tried."""
-    tried = {identity(trial.params) for trial in state.trials}
+    tried = state.tried
     for point in first_points(space, base, state):
         if identity(point.params) not in tried:
             return point
@@ -99,15 +98,6 @@ def first_points(space: SearchSpace, base: ExperimentConfig, state: SearchState)
     warm = (state.begun or {}).get("warm") or {}
     points += [Suggestion(dict(point), "warm_start") for point in warm.get("points", [])]
     return list({identity(point.params): point for point in reversed(points)}.values())[::-1]
-
-
-def identity(params: Mapping[str, Any]) -> str:
-    """Equal for equal configurations only: 1 and 1.0 are the same value, True is not 1."""
-    plain = {
-        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        for key, value in params.items()
-    }
-    return json.dumps(plain, sort_keys=True)
 
 
 def expected_values(space: SearchSpace, state: SearchState) -> dict[int, list[float]]:
@@ -193,8 +183,7 @@ def _ask(space: SearchSpace, state: SearchState, number: int, attempt: int) -> S
     trials = told(space, state)
     seen = sum(trial.state == TrialState.COMPLETE for trial in trials)
     if name == "quasi_random" or (name in ("tpe", "gp", "cmaes") and seen < space.searcher.startup_trials):
-        last = max((int(trial.attrs.get(QUASI_RANDOM, -1)) for trial in state.trials), default=-1)
-        index = last + 1 + attempt
+        index = _last(state, QUASI_RANDOM) + 1 + attempt
         params = samplers.quasi_random_params(space, space.seed, index)
         return Suggestion(params, name, {QUASI_RANDOM: index})
     with _quiet():
@@ -262,11 +251,15 @@ def _population(space: SearchSpace) -> int:
     return 50 if most is None else min(50, max(4, most // 6))
 
 
+def _last(state: SearchState, counted: str) -> int:
+    """The count that the latest trial with one carries, since counts only grow; -1 where none does."""
+    return next((int(trial.attrs[counted]) for trial in reversed(state.trials) if counted in trial.attrs), -1)
+
+
 def _next_of_grid(space: SearchSpace, state: SearchState, tried: set[str]) -> Suggestion:
     """The grid's points in a shuffled order, so that a search that is cut short has seen all of it."""
     size = samplers.grid_size(space)
-    last = max((int(trial.attrs.get(GRID, -1)) for trial in state.trials), default=-1)
-    for place in range(last + 1, size):
+    for place in range(_last(state, GRID) + 1, size):
         point = samplers.grid_point(space, samplers.shuffled(size, space.seed, place))
         if point is not None and identity(point) not in tried:
             return Suggestion(point, "grid", {GRID: place})

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_stand_ins import Metric, RungSpace, Story
 
+from orchestration.search.fronts import crowding_distances, non_dominated_ranks
 from orchestration.search.promote import (
     best_first,
-    crowding_distances,
     drain,
     hopeless,
-    non_dominated_ranks,
     over_disk_budget,
     promotable,
     ranked,
