@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from network_hosts import ROOT, Host, wait_until
+from network_hosts import ROOT, wait_until
 from rack import Rack, rack_of
 from small_runs import phantom_dataset, recipe
 from small_searches import SPACE
@@ -107,12 +108,9 @@ def test_a_rack_comes_up_trains_searches_and_leaves_nothing_behind(tmp_path: Pat
         rack.run(laptop, "ray", "down", "--yes", str(launcher), seconds=120)
         # `ray down` ends the head's processes; those of the workers end when they have not reached it for a
         # while.
+        deadline = time.monotonic() + 120
         for host in (head, *nodes):
-            left = [""]
-
-            def nothing(host: Host = host, left: list[str] = left) -> bool:
-                left[:] = rack.left_running(host)
-                return not left
-
-            wait_until(nothing, 90, f"{host.name} still runs {left}")
+            while left := rack.left_running(host):
+                assert time.monotonic() < deadline, f"{host.name} still runs {left}"
+                time.sleep(0.2)
         shutil.rmtree(shared)
