@@ -88,7 +88,7 @@ class Market(NodeProvider):
                 address = ADDRESS.format(self._made)
                 self._tags[address] = {**tags, TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE}
             start = [str(Path(sys.executable).with_name("ray")), "start", f"--address={HEAD}:6379", "--block"]
-            amounts = [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=200000000"]
+            amounts = [f"--num-cpus={int(resources['CPU'])}", "--object-store-memory=250000000"]
             self._processes[address] = subprocess.Popen(
                 [*start, f"--node-ip-address={address}", *amounts],
                 stdout=(self._folder / f"{address}.log").open("wb"),

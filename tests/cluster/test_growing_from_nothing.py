@@ -71,6 +71,9 @@ def _write_cluster_file(folder: Path) -> Path:
                 "one_spot": {**machine, "node_config": {"InstanceMarketOptions": {"MarketType": "spot"}}},
             },
             "head_node_type": "head",
+            **{f"{part}setup_commands": [] for part in ("", "head_", "worker_")},
+            **{f"{part}_start_ray_commands": [] for part in ("head", "worker")},
+            **{"initialization_commands": [], "file_mounts": {}, "cluster_synced_files": []},
         }
     )
     validate_config(config)
@@ -117,7 +120,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
             has = ["--num-cpus=0", "--num-gpus=0", '--resources={"trial_driver": 64}']
             config = f"--autoscaling-config={_write_cluster_file(folder)}"
             done = subprocess.run(
-                host.command([*head, *place, *has, "--object-store-memory=200000000", config]),
+                host.command([*head, *place, *has, "--object-store-memory=250000000", config]),
                 env=environment,
                 capture_output=True,
                 text=True,
