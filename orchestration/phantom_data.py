@@ -47,7 +47,8 @@ def ensure_phantom(
     """Path of the phantom dataset of this configuration below `root`, made first where it is not there."""
     from mpma.data.sources.phantom import PhantomSource
 
-    path = f"{os.fspath(root).rstrip('/')}/{phantom_name(config)}"
+    # Through the storage: an address may end in settings, behind which a folder would be one of them.
+    path = open_storage(root).child(phantom_name(config)).location
     source = PhantomSource(**config.model_dump())
     while True:
         try:

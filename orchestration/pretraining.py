@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mpma.config import ExperimentConfig
 from mpma.data.dataset import Dataset
+from mpma.data.storage import open_storage
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import RunDirectory
 from orchestration import cluster, tracking
@@ -134,7 +135,9 @@ def _dataset(request: Request, display: Display) -> Dataset:
 
     begun = time.time()
     # On a cluster the pairs must lie where every node sees them, and the runs do.
-    root = DEFAULT_ROOT if request.address is None else f"{_absolute(request.runs)}/{CLUSTER_PAIRS}"
+    root = DEFAULT_ROOT
+    if request.address is not None:
+        root = open_storage(_absolute(request.runs)).child(CLUSTER_PAIRS).location
     path = ensure_phantom(config.data.phantom, root)
     seconds = time.time() - begun
     if seconds > 1:
@@ -191,7 +194,7 @@ def _close(run: RunDirectory, display: Display, stopped: bool, request: Request)
     display.console.print(
         closing_table(read_lines(run.folder), f"{run.name}: finished in {minutes} min {seconds} s")
     )
-    display.note(f"run directory: {run.folder.location}")
+    display.note(f"run directory: {run.folder.described()}")
 
 
 def check(request: Request) -> None:

@@ -57,7 +57,7 @@ def main(
 
 
 def _list(places: list[str], as_json: bool) -> None:
-    from mpma.data.storage import open_storage
+    from mpma.data.storage import open_storage, shown
     from mpma.errors import UserError
     from orchestration.overview.entries import entries_of
 
@@ -74,7 +74,7 @@ def _list(places: list[str], as_json: bool) -> None:
         )
         return
     for place, entries in found.items():
-        _table(place, entries)
+        _table(shown(place), entries)
 
 
 def _table(place: str, entries: list[Any]) -> None:

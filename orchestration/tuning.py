@@ -148,13 +148,13 @@ def refuse_another_search(folder: Storage, loaded: LoadedSpace) -> None:
     if not events:
         if folder.exists(steering.TRIALS):
             raise UserError(
-                f"{folder.location}: holds trials but no {JOURNAL_FILE}; it is not continued",
+                f"{folder.described()}: holds trials but no {JOURNAL_FILE}; it is not continued",
                 "take another --name",
             )
         return
     begun = events[0]
     if begun.get("event") != "begin":
-        raise UserError(f"{folder.location}/{JOURNAL_FILE}, line 1: a search begins with `begin`")
+        raise UserError(f"{folder.described(JOURNAL_FILE)}, line 1: a search begins with `begin`")
     before, now = begun["space"], loaded.space.resolved()
     parts = [
         part for part in {**before, **now} if part not in _MAY_CHANGE and before.get(part) != now.get(part)
@@ -315,8 +315,9 @@ class Searching:
         else:
             from orchestration.phantom_data import CLUSTER_PAIRS, DEFAULT_ROOT, ensure_phantom
 
-            searches = _absolute(self.request.searches)
-            root = DEFAULT_ROOT if self.request.address is None else f"{searches}/{CLUSTER_PAIRS}"
+            root = DEFAULT_ROOT
+            if self.request.address is not None:
+                root = open_storage(_absolute(self.request.searches)).child(CLUSTER_PAIRS).location
             found = Dataset.open(ensure_phantom(self.base.data.phantom, root))
             self.display.note(f"data: synthetic phantom pairs at {found.path}")
         places = (self.folder.location, found.path)

@@ -71,7 +71,8 @@ def build_trainer(
         ),
         run_config=RunConfig(
             name=f"{plan.name}-{int(time.time())}",
-            storage_path=f"{plan.runs.rstrip('/')}/{plan.name}/.ray",
+            # Through the storage: an address may end in settings, behind which a folder would be one of them.
+            storage_path=RunDirectory.at(plan.runs, plan.name).folder.child(".ray").location,
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

@@ -113,12 +113,12 @@ def read_state(folder: Storage) -> CheckpointState:
         raw = json.loads(folder.read(MARKER_FILE))
         state = CheckpointState(**raw)
     except FileNotFoundError:
-        raise UserError(f"{folder.location}: not a checkpoint: {MARKER_FILE} is missing") from None
+        raise UserError(f"{folder.described()}: not a checkpoint: {MARKER_FILE} is missing") from None
     except (ValueError, TypeError):
-        raise UserError(f"{folder.location}: {MARKER_FILE} is damaged") from None
+        raise UserError(f"{folder.described()}: {MARKER_FILE} is damaged") from None
     if state.format_version != FORMAT_VERSION:
         raise UserError(
-            f"{folder.location}: checkpoint format {state.format_version}; "
+            f"{folder.described()}: checkpoint format {state.format_version}; "
             f"this version reads {FORMAT_VERSION}"
         )
     return state
@@ -132,9 +132,9 @@ def read_checkpoint(folder: Storage, parts: tuple[str, ...] = (MODEL_FILE, OPTIM
         try:
             data = folder.read(part)
         except FileNotFoundError:
-            raise UserError(f"{folder.location}: {part} is missing") from None
+            raise UserError(f"{folder.described()}: {part} is missing") from None
         if hashlib.sha256(data).hexdigest() != state.files.get(part):
-            raise UserError(f"{folder.location}: {part} does not match its hash in {MARKER_FILE}")
+            raise UserError(f"{folder.described()}: {part} does not match its hash in {MARKER_FILE}")
         tensors[part] = safetensors.torch.load(data)
     name = folder.name
     return Checkpoint(name, state, tensors[MODEL_FILE], tensors[OPTIMIZER_FILE])
@@ -159,7 +159,7 @@ def read_newest(checkpoints: Storage, warn: Callable[[str], None]) -> Checkpoint
             warn(f"checkpoint {name} is refused: {error.message}")
     if committed:
         raise JobError(
-            f"{checkpoints.location}: none of the {len(committed)} checkpoints is whole",
+            f"{checkpoints.described()}: none of the {len(committed)} checkpoints is whole",
             "restore one from a backup, or start a new run with another --name",
         )
     return None

@@ -172,7 +172,8 @@ class TrainingLoop:
         task, training = self.task, self.config.training
         validator = task.build_validator()
         if task.rank == 0:
-            if task.one_of_a_group:
+            # A disk has a lock that keeps other programs out (RunDirectory.lock); an object store has none.
+            if task.one_of_a_group or not task.run.folder.is_local:
                 self.claim = Claim(task.run.folder)
             task.run.clear_save()
             self.log = MetricsLog(task.run.folder, self.step)

@@ -1,11 +1,12 @@
-"""Who may write into a run: the group of workers that was started last, and no other.
+"""Who may write into a run: the worker, or group of workers, that was started last, and no other.
 
 Decisions: a node that is cut off from the cluster goes on training for as long as nobody can tell it to
 end, and may still reach the run's storage while its place has been taken. So the first worker of a group
 lays down a claim in the run directory when it starts, and looks before every line and every checkpoint
 whether the claim is still its own. A worker whose claim was taken over ends without another word. Between a
 look and the write that follows it a moment remains in which both may write a checkpoint; they would write
-the same numbers, and the marker comes last.
+the same numbers, and the marker comes last. On an object store, which has no locks, a worker outside a group
+claims its run as well: nothing else keeps a second program, or one that was thought dead, from writing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CLAIM_FILE = "writer.json"
 
 
 class SupersededError(JobError):
-    """Another group of workers has taken over the run."""
+    """Another program or group of workers has taken over the run."""
 
 
 class Claim:
@@ -40,6 +41,6 @@ class Claim:
             held = None
         if held != self._token:
             raise SupersededError(
-                f"{self._run.name}: another group of workers has taken over this run",
-                "nothing is to be done: the other group goes on from the last checkpoint",
+                f"{self._run.name}: another program or group of workers has taken over this run",
+                "nothing is to be done: the other goes on from the last checkpoint",
             )

@@ -117,7 +117,7 @@ class RunDirectory:
 
     def stored_config(self) -> ExperimentConfig:
         """The configuration the run was begun with. Raises `UserError` where it cannot be read."""
-        place = f"{self.folder.location}/{CONFIG_FILE}"
+        place = self.folder.described(CONFIG_FILE)
         try:
             return validate_tree(yaml.safe_load(self.folder.read(CONFIG_FILE)))
         except (FileNotFoundError, yaml.YAMLError):
@@ -133,7 +133,7 @@ class RunDirectory:
         if not self.exists():
             if self.folder.exists(CHECKPOINTS):
                 raise UserError(
-                    f"{self.folder.location}: holds checkpoints but no {CONFIG_FILE}; it is not continued",
+                    f"{self.folder.described()}: holds checkpoints but no {CONFIG_FILE}; it is not continued",
                     "take another --name",
                 )
             self.folder.make_directory()

@@ -63,7 +63,7 @@ def conclude(search: Searching) -> None:
             f"the test patients were compared on {state.comparison['looks']} times in this search: "
             "the interval is that of one look"
         )
-    display.note(f"recipe: {search.folder.location}/{BEST_FILE}")
+    display.note(f"recipe: {search.folder.described(BEST_FILE)}")
     display.note(f"report: {report}")
 
 

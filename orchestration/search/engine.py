@@ -24,6 +24,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mpma.data.storage import open_storage
 from mpma.errors import JobError
 from orchestration.cluster import all_resources
 from orchestration.search.jobs import Finished, Job, JobSource, Outcome
@@ -118,7 +119,8 @@ def _one_experiment(feed: _Feed, place: Place) -> None:
     else:
         # The driver of a worker group holds none of the CPUs that its workers wait for.
         resources = tune.PlacementGroupFactory([{"CPU": 0, TRIAL_DRIVER: 1}])
-    folder = f"{place.search.rstrip('/')}/.tune"
+    # Through the storage: an address may end in settings, behind which a folder would be one of them.
+    folder = open_storage(place.search).child(".tune").location
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
@@ -152,8 +154,6 @@ TRIAL_DRIVER: Final = "trial_driver"
 
 
 def _forget_experiment(folder: str) -> None:
-    from mpma.data.storage import open_storage
-
     with contextlib.suppress(OSError):
         open_storage(folder).remove("")
 

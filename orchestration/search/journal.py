@@ -64,7 +64,7 @@ class Journal:
         line = (json.dumps(_plain(event), separators=(",", ":")) + "\n").encode()
         # What a restart would read is what is acted upon now.
         event = json.loads(line)
-        with full_disk_as_a_line(f"{self._folder.location}/{JOURNAL_FILE}"):
+        with full_disk_as_a_line(f"{self._folder.described(JOURNAL_FILE)}"):
             if self._stream is not None:
                 self._stream.write(line)
                 self._stream.flush()
@@ -148,7 +148,7 @@ def _tail_name(body: bytes) -> str:
 
 def _damaged(folder: Storage, line: int, what: str) -> UserError:
     return UserError(
-        f"{folder.location}/{JOURNAL_FILE}, line {line}: {what}",
+        f"{folder.described(JOURNAL_FILE)}, line {line}: {what}",
         "restore the file from a copy, or begin a new search under another --name",
     )
 

@@ -103,4 +103,4 @@ def measure_rank_correlation(search: Searching, points: int) -> None:
     found = evaluate(space, phase.results)
     search.folder.write(RESULT_FILE, json.dumps([asdict(one) for one in found], indent=1).encode())
     display.console.print(table(found), markup=False)
-    display.note(f"figures: {search.folder.location}/{RESULT_FILE}")
+    display.note(f"figures: {search.folder.described(RESULT_FILE)}")

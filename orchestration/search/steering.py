@@ -174,7 +174,7 @@ class TrialPhase:
                 kinds = sorted({trial.reason for trial in failures})
                 self.broken = JobError(
                     f"every trial so far failed ({len(failures)}): {kinds[0]}",
-                    outcome.hint or f"look into {self._folder.child(TRIALS).location}",
+                    outcome.hint or f"look into {self._folder.described(TRIALS)}",
                 )
         self._on_change()
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from network_hosts import Host, cluster_of_hosts, end_group, wait_until
-from small_runs import phantom_dataset, recipe
+from runs_on_hosts import Progress, numbers, pretrain_command, resizing_recipe, unbroken
+from small_runs import phantom_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -29,84 +23,11 @@ STEPS = 20_000
 CUT_SECONDS = 20.0
 
 
-@dataclass
-class Progress:
-    """What a run's record shows while it grows: when each step was there for the first time, by how many
-    workers."""
-
-    file: Path
-    seen: list[tuple[float, int, int]] = field(default_factory=list)
-    """(moment, step, workers), a new step each."""
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Look ten times a second."""
-        end = threading.Event()
-
-        def watch() -> None:
-            while not end.wait(0.1):
-                self._look()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            end.set()
-            thread.join(timeout=5)
-
-    def _look(self) -> None:
-        try:
-            lines = self.file.read_text().splitlines()
-        except OSError:
-            return
-        for text in reversed(lines):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if "loss/total" in line:
-                if not self.seen or line["step"] > self.seen[-1][1]:
-                    self.seen.append((time.monotonic(), line["step"], line["workers"]))
-                return
-
-    @property
-    def step(self) -> int:
-        """The furthest step so far."""
-        return self.seen[-1][1] if self.seen else 0
-
-    @property
-    def workers(self) -> int:
-        """How many workers made it."""
-        return self.seen[-1][2] if self.seen else 0
-
-    def longest_pause(self, since: float) -> float:
-        """Seconds without a step that was not there before, the longest since a moment."""
-        before = [moment for moment, _, _ in self.seen if moment <= since][-1:]
-        moments = [*before, *(moment for moment, _, _ in self.seen if moment > since)]
-        return max(later - earlier for earlier, later in itertools.pairwise(moments))
-
-
-def _numbers(run: Path) -> dict[int, dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line for line in lines if "loss/total" in line}
-
-
-def _program(recipe_file: Path, data: Path, runs: Path, name: str, *more: str) -> list[str]:
-    program = [sys.executable, "-m", "orchestration.pretrain", "--config", str(recipe_file)]
-    return [*program, "--data", str(data), "--runs", str(runs), "--name", name, *more]
-
-
 def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, runs, recipe_file = phantom_dataset(tmp_path / "data"), tmp_path / "runs", tmp_path / "recipe.yaml"
-    settings = recipe(steps=STEPS, checkpoint_every_steps=5, precision="fp64", device="cpu")
-    settings["training"].update(workers={"min": 1, "max": 2}, threads_per_worker=2)
-    # Dropout is drawn by each worker, so it depends on their number; nothing else does.
-    settings["memory"]["dropout"] = 0.0
-    settings["validation"]["every_steps"] = STEPS
-    recipe_file.write_text(yaml.safe_dump(settings))
+    recipe_file.write_text(yaml.safe_dump(resizing_recipe(STEPS)))
     # Sockets lie below it, and their paths may not be long.
     folder = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))
     outages: dict[str, float] = {}
@@ -117,7 +38,7 @@ def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
             progress = Progress(runs / "broken" / "metrics.jsonl")
             driver = subprocess.Popen(
                 head.command(
-                    _program(recipe_file, data, runs, "broken", "--address", f"{head.address}:6379")
+                    pretrain_command(recipe_file, data, runs, "broken", "--address", f"{head.address}:6379")
                 ),
                 env=network.environment(),
                 stdout=log,
@@ -168,8 +89,8 @@ def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-    found = _numbers(runs / "broken")
-    expected = _unbroken(recipe_file, data, runs, tmp_path / "unbroken.log", len(found))
+    found = numbers(runs / "broken")
+    expected = unbroken(recipe_file, data, runs, tmp_path / "unbroken.log", len(found))
     assert list(found) == list(range(1, len(found) + 1))
     assert {line["workers"] for line in found.values()} == {1, 2}
     for step, line in found.items():
@@ -187,29 +108,6 @@ def test_a_run_survives_a_killed_worker_a_cut_a_lost_node_and_one_that_returns(
     assert worst < 1e-8
     assert outages["a worker killed"] < 20
     assert max(outages.values()) < 60
-
-
-def _unbroken(recipe_file: Path, data: Path, runs: Path, log: Path, steps: int) -> dict[int, dict[str, Any]]:
-    """Lines of a run of one worker that nothing befalls, at least up to a step."""
-    options = ("--set", "training.workers=1", "--no-dashboard")
-    with log.open("wb") as stream:
-        program = subprocess.Popen(
-            _program(recipe_file, data, runs, "unbroken", *options),
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        progress = Progress(runs / "unbroken" / "metrics.jsonl")
-        with progress.watched():
-            wait_until(
-                lambda: progress.step >= steps or program.poll() is not None, 240, "the unbroken run is slow"
-            )
-        program.send_signal(signal.SIGINT)
-        assert program.wait(timeout=60) == 0, log.read_text()[-3000:]
-    finally:
-        end_group(program)
-    return _numbers(runs / "unbroken")
 
 
 def _one_worker(host: Host) -> Any:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bucket_server import CREDENTIALS, bucket_server, settings_of
 from source_samples import (
     write_csv,
     write_masks,
@@ -37,28 +33,8 @@ OPTIONS = IngestOptions(pairs_per_shard=64)
 @pytest.fixture(scope="module")
 def settings() -> Iterator[str]:
     """What an address needs behind it to reach the server; it holds one bucket, `archive`."""
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    place = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                request = urllib.request.Request(f"{place}/archive", method="PUT")
-                request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/x")
-                urllib.request.urlopen(request, timeout=10).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                assert server.poll() is None
-                time.sleep(0.1)
-        yield f"?endpoint_override={place}&region=us-east-1"
-    finally:
-        server.kill()
-        server.wait()
+    with bucket_server() as place:
+        yield settings_of(place)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +43,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "nobody")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
 
 
 def make(out: Path | str, train: int = 100) -> Dataset:

@@ -46,7 +46,7 @@ class Search(Command):
         )
 
 
-def state_of(search: Path) -> SearchState:
+def state_of(search: Path | str) -> SearchState:
     """What a search's journal adds up to now."""
     state = SearchState()
     for event in read_events(open_storage(search))[1]:
@@ -54,7 +54,7 @@ def state_of(search: Path) -> SearchState:
     return state
 
 
-def events_of(search: Path) -> list[dict[str, Any]]:
+def events_of(search: Path | str) -> list[dict[str, Any]]:
     """The journal's events so far."""
     return read_events(open_storage(search))[1]
 
