@@ -1,4 +1,4 @@
-"""A run and a search that lie in a bucket: killed on one machine, continued on another, with equal numbers."""
+"""A run and a search in a bucket: killed on one machine, continued on another, with equal numbers."""
 
 from __future__ import annotations
 
