@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,9 +232,10 @@ class Supervisor:
 
 @contextmanager
 def cluster_of_hosts(
-    workers: int, cpus: int, folder: Path
+    workers: int, cpus: int, folder: Path, more: Callable[[Host], Mapping[str, str]] = lambda host: {}
 ) -> Iterator[tuple[Network, Supervisor, Host, list[Host]]]:
-    """A head without CPUs and so many worker nodes, each a host of its own."""
+    """A head without CPUs and so many worker nodes, each a host of its own; `more` is a node's environment
+    beside what all have."""
     require_namespaces()
     forget_ended()
     network = Network(folder)
@@ -244,10 +245,10 @@ def cluster_of_hosts(
         network.open(names)
         supervisor = Supervisor(network, network.environment())
         head, *others = network.hosts.values()
-        supervisor.start(head, "--num-cpus=0", head=head)
+        supervisor.start(head, "--num-cpus=0", head=head, environment=more(head))
         wait_until(lambda: _listens(head), 60, "the head does not come up")
         for host in others:
-            supervisor.start(host, f"--num-cpus={cpus}", head=head)
+            supervisor.start(host, f"--num-cpus={cpus}", head=head, environment=more(host))
         for host in others:
             log = folder / f"{host.name}.log"
             wait_until(
