@@ -103,11 +103,26 @@ class Storage:
         inside = f"{place.rstrip('/')}/{name}{settings}"
         return Storage(self.filesystem, self.path(name), inside)
 
+    def parent(self) -> Storage:
+        """The directory that holds this one."""
+        end = self.location.find("?") if "://" in self.location else -1
+        place, settings = (self.location, "") if end < 0 else (self.location[:end], self.location[end:])
+        above = place.rstrip("/").rpartition("/")[0] or "."
+        return Storage(self.filesystem, self.root.rpartition("/")[0], f"{above}{settings}")
+
     def names(self) -> list[str]:
         """Names directly inside, sorted; empty where the directory is absent."""
+        return list(self.inside())
+
+    def inside(self) -> dict[str, bool]:
+        """Names directly inside, sorted, and whether each is a directory; empty where this one is absent.
+
+        One request for each thousand names, where it is an object store that is asked.
+        """
         selector = pafs.FileSelector(self.root, recursive=False, allow_not_found=True)
         with self._reached():
-            return sorted(item.base_name for item in self.filesystem.get_file_info(selector))
+            found = self.filesystem.get_file_info(selector)
+        return dict(sorted((item.base_name, item.type == pafs.FileType.Directory) for item in found))
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Length in bytes of every file below `folder`, by name relative to the root."""

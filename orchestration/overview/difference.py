@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from mpma.errors import UserError
 from mpma.training.metrics_log import read_lines
 from mpma.training.run_directory import CONFIG_FILE, PROVENANCE_FILE
 from orchestration.overview.entries import stored_config, stored_json
+from orchestration.overview.searches import part
 
 
 @dataclass(frozen=True)
@@ -36,40 +39,45 @@ class Difference:
 
 
 def difference(first: Storage, second: Storage) -> Difference:
-    """Raises `UserError` where one of them is no run."""
-    for folder in (first, second):
-        if not folder.exists(CONFIG_FILE):
-            raise UserError(
-                f"{folder.location}: no run there", "name two folders of runs, such as runs/a runs/b"
-            )
-    before, after = (dict(flatten(stored_config(folder).model_dump())) for folder in (first, second))
-    config = [
-        Row(key, before.get(key), after.get(key))
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-    ]
-    ours, theirs = (stored_json(folder, PROVENANCE_FILE) for folder in (first, second))
-    changed = [row.what for row in config]
+    """Of two runs. Raises `UserError` where one of them cannot be read."""
+    before, after = _config(first), _config(second)
+    ours, theirs = stored_json(first, PROVENANCE_FILE), stored_json(second, PROVENANCE_FILE)
+    config = differing(before, after)
+    data = differing(
+        {"fingerprint": ours.get("data_fingerprint")}, {"fingerprint": theirs.get("data_fingerprint")}
+    )
     return Difference(
         config=config,
-        data=_differing(
-            {"fingerprint": ours.get("data_fingerprint")}, {"fingerprint": theirs.get("data_fingerprint")}
-        ),
-        code=_differing(
-            {name: ours.get(name) for name in ("mpma", "git_revision")},
-            {name: theirs.get(name) for name in ("mpma", "git_revision")},
-        ),
-        environment=_differing(_environment(ours), _environment(theirs)),
-        metrics=_metrics(first, second, changed),
+        data=data,
+        code=differing(code(ours), code(theirs)),
+        environment=differing(environment(ours), environment(theirs)),
+        metrics=_metrics(_closing(first), _closing(second), [row.what for row in config], not data),
     )
 
 
-def _environment(provenance: dict[str, Any]) -> dict[str, Any]:
-    hardware = provenance.get("hardware") or {}
-    return {"python": provenance.get("python"), **(provenance.get("packages") or {}), **dict(hardware)}
+def _config(folder: Storage) -> dict[str, Any]:
+    try:
+        return dict(flatten(stored_config(folder).model_dump()))
+    except UserError as error:
+        raise UserError(f"{folder.described(CONFIG_FILE)}: {error.message}", error.hint) from None
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        raise UserError(f"{folder.described(CONFIG_FILE)}: cannot be read: {said}") from None
 
 
-def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[Row]:
+def code(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that names what was run."""
+    return {name: provenance.get(name) for name in ("mpma", "git_revision")}
+
+
+def environment(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that names what it was run with and on."""
+    packages, hardware = part(provenance, "packages"), part(provenance, "hardware")
+    return {"python": provenance.get("python"), **packages, **hardware}
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
+    """A row for each key whose values are not equal."""
     return [
         Row(key, first.get(key), second.get(key))
         for key in {**first, **second}
@@ -77,20 +85,18 @@ def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _metrics(first: Storage, second: Storage, changed: list[str]) -> list[Row]:
-    ours, theirs = _closing(first), _closing(second)
-    same_data = stored_json(first, PROVENANCE_FILE).get("data_fingerprint") == stored_json(
-        second, PROVENANCE_FILE
-    ).get("data_fingerprint")
+def _metrics(
+    ours: Mapping[str, float], theirs: Mapping[str, float], changed: Sequence[str], same_data: bool
+) -> list[Row]:
     return [
-        Row(name, ours[name], theirs[name], _why_not_comparable(name, changed, same_data))
+        Row(name, ours[name], theirs[name], why_not_comparable(name, changed, same_data))
         for name in ours
         if name in theirs
     ]
 
 
-def _why_not_comparable(figure: str, changed: list[str], same_data: bool) -> str:
-    """Why the two values of a figure cannot be compared; empty where they can."""
+def why_not_comparable(figure: str, changed: Sequence[str], same_data: bool) -> str:
+    """Why two values of a figure cannot be compared, of runs whose keys `changed`; empty where they can."""
     if not same_data and figure != "step":
         return "not comparable: other data"
     if figure.startswith("val/"):
@@ -110,8 +116,10 @@ def _why_not_comparable(figure: str, changed: list[str], same_data: bool) -> str
 def _closing(folder: Storage) -> dict[str, float]:
     """The last value of every loss and validation figure, and the step."""
     found: dict[str, float] = {}
-    for line in read_lines(folder):
-        for name, value in line.items():
-            if isinstance(value, int | float) and (name == "step" or name.startswith(("loss/", "val/"))):
-                found[name] = value
+    # A run without a line, or whose lines cannot be read, has no figure; its configuration is compared still.
+    with contextlib.suppress(OSError):
+        for line in read_lines(folder):
+            for name, value in line.items():
+                if isinstance(value, int | float) and (name == "step" or name.startswith(("loss/", "val/"))):
+                    found[name] = value
     return found

@@ -11,6 +11,8 @@ from mpma.data.storage import Storage
 from mpma.errors import UserError
 from mpma.training.run_directory import CONFIG_FILE, PROVENANCE_FILE, provenance
 from orchestration.overview.entries import stored_config, stored_json
+from orchestration.overview.searches import part
+from orchestration.search.journal import JOURNAL_FILE
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,13 @@ class Reproduction:
 def reproduction(run: Storage, name: str, runs: str) -> Reproduction:
     """Of the run in a folder, into the run `name` below `runs`. Raises `UserError` where there is none."""
     if not run.exists(CONFIG_FILE):
-        raise UserError(f"{run.location}: no run there", "name the folder of a run, such as runs/demo")
+        if run.exists(JOURNAL_FILE):
+            raise UserError(
+                f"{run.described()}: a search; no run there",
+                f"name one of its trials, such as {run.described('trials/00000')}, or start its best.yaml: "
+                f"python -m orchestration.pretrain --config {run.described('best.yaml')}",
+            )
+        raise UserError(f"{run.described()}: no run there", "name the folder of a run, such as runs/demo")
     config = stored_config(run)
     made = stored_json(run, PROVENANCE_FILE)
     if not made:
@@ -47,15 +55,15 @@ def reproduction(run: Storage, name: str, runs: str) -> Reproduction:
         differences.append("the run's source tree had uncommitted changes, which nobody has kept")
     if revision != here["git_revision"]:
         differences.append(f"code: {revision or 'unknown'} then, {here['git_revision'] or 'unknown'} here")
-    for package, version in (made.get("packages") or {}).items():
+    for package, version in part(made, "packages").items():
         if here["packages"].get(package) != version:
             differences.append(f"{package}: {version} then, {here['packages'].get(package)} here")
     if made.get("python") != here["python"]:
         differences.append(f"python: {made.get('python')} then, {here['python']} here")
-    hardware = made.get("hardware") or {}
-    for part in ("cpu", "gpus"):
-        if hardware.get(part) != here["hardware"][part]:
-            differences.append(f"{part}: {hardware.get(part)} then, {here['hardware'][part]} here")
+    hardware = part(made, "hardware")
+    for piece in ("cpu", "gpus"):
+        if hardware.get(piece) != here["hardware"][piece]:
+            differences.append(f"{piece}: {hardware.get(piece)} then, {here['hardware'][piece]} here")
     if config.data.path is not None:
         try:
             fingerprint = Dataset.open(config.data.path).fingerprint

@@ -75,6 +75,15 @@
     }));
   });
 
+  // Words typed into a filter leave the rows that hold them all.
+  document.querySelectorAll("input.filter").forEach((input) => input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/);
+    document.querySelectorAll("table.sortable tbody tr").forEach((row) => {
+      const told = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => told.includes(word));
+    });
+  }));
+
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => { root.classList.add("paper"); drawAll(); });
   addEventListener("afterprint", () => { root.classList.remove("paper"); drawAll(); });

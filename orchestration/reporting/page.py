@@ -85,15 +85,16 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def page(title: str, head: Child, sections: Sequence[Section], foot: Child) -> str:
-    """The whole file as text, about 5 MB, nearly all of it plotly.js."""
+def page(title: str, head: Child, sections: Sequence[Section], foot: Child, *, charts: bool = True) -> str:
+    """The whole file as text, about 5 MB with `charts`, nearly all of it plotly.js."""
+    alone = "The charts need JavaScript; all figures are also in the text and the tables."
     links = [element("a", section.title, href=f"#{section.name}") for section in sections]
     body = join(
         element("header", head),
         element("nav", *links, aria_label="Sections"),
         element(
             "noscript",
-            element("p", "The charts need JavaScript; all figures are also in the text and the tables."),
+            element("p", alone if charts else "To sort or filter the tables needs JavaScript."),
         ),
         element(
             "main",
@@ -104,6 +105,7 @@ def page(title: str, head: Child, sections: Sequence[Section], foot: Child) -> s
         ),
         element("footer", foot),
     )
+    plotly = f"<script>{_plotly()}</script>" if charts else ""
     policy = element("meta", http_equiv="Content-Security-Policy", content=POLICY)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -111,7 +113,7 @@ def page(title: str, head: Child, sections: Sequence[Section], foot: Child) -> s
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f"{element('title', title)}\n<style>\n{_own('page.css')}</style>\n</head>\n<body>\n{body}\n"
-        f"<script>{_plotly()}</script>\n<script>\n{_own('page.js')}</script>\n</body>\n</html>\n"
+        f"{plotly}\n<script>\n{_own('page.js')}</script>\n</body>\n</html>\n"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from overview_samples import begin_run, report
 from small_runs import phantom_dataset, recipe
 
 from mpma.config import validate_tree
@@ -25,31 +26,17 @@ from orchestration.overview.entries import Entry, entries_of
 from orchestration.overview.reproduction import reproduction
 
 
-def _begin(runs: Path, name: str, fingerprint: str = "sha256:ab", **training: Any) -> Path:
-    """A run that was begun, and has lines up to step 8 and validations of which the one at step 4 is best."""
-    run = RunDirectory.at(runs, name)
-    run.begin_or_continue(validate_tree(recipe(**training)), fingerprint)
-    lines: list[dict[str, Any]] = [{"step": 0, "val/retrieval/mean_recall": 0.1, "val/probe/auroc": 0.5}]
-    for step in range(1, 9):
-        lines.append({"step": step, "loss/total": 9.0 - step, "pairs_per_second": 100.0 + step})
-    lines.append({"step": 4, "val/retrieval/mean_recall": 0.4, "val/probe/auroc": 0.7})
-    lines.append({"step": 8, "val/retrieval/mean_recall": 0.3, "val/probe/auroc": 0.6})
-    folder = runs / name
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
 def _listed(place: Path) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries_of(open_storage(place))}
 
 
 def test_states_progress_and_best_figures_come_from_the_runs_own_files(tmp_path: Path) -> None:
-    stopped = _begin(tmp_path, "stopped")
+    stopped = begin_run(tmp_path, "stopped")
     (stopped / "checkpoints" / "step_00000008").mkdir(parents=True)
-    finished = _begin(tmp_path, "finished")
+    finished = begin_run(tmp_path, "finished")
     (finished / "finished.json").write_text('{"steps": 12}')
-    working = _begin(tmp_path, "working")
-    _begin(tmp_path, "begun")
+    working = begin_run(tmp_path, "working")
+    begin_run(tmp_path, "begun")
     with (working / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         found = _listed(tmp_path)
@@ -69,12 +56,12 @@ def test_states_progress_and_best_figures_come_from_the_runs_own_files(tmp_path:
 
 
 def test_damaged_folders_are_entries_with_a_reason_and_never_end_the_listing(tmp_path: Path) -> None:
-    _begin(tmp_path, "whole")
-    (_begin(tmp_path, "garbage") / "config.yaml").write_bytes(b"\x00\xff\x80binary: [")
-    newer = _begin(tmp_path, "newer")
+    begin_run(tmp_path, "whole")
+    (begin_run(tmp_path, "garbage") / "config.yaml").write_bytes(b"\x00\xff\x80binary: [")
+    newer = begin_run(tmp_path, "newer")
     (newer / "config.yaml").write_text((newer / "config.yaml").read_text() + "later_section:\n  key: 1\n")
-    (_begin(tmp_path, "nameless") / "provenance.json").unlink()
-    cut = _begin(tmp_path, "cut") / "metrics.jsonl"
+    (begin_run(tmp_path, "nameless") / "provenance.json").unlink()
+    cut = begin_run(tmp_path, "cut") / "metrics.jsonl"
     cut.write_text(cut.read_text()[:-20])
     (tmp_path / "orphan" / "checkpoints").mkdir(parents=True)
     (tmp_path / "search").mkdir()
@@ -94,26 +81,26 @@ def test_damaged_folders_are_entries_with_a_reason_and_never_end_the_listing(tmp
 
 
 def test_a_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
-    first = _begin(tmp_path, "run0")
+    first = begin_run(tmp_path, "run0")
     for number in range(1, 100):
         shutil.copytree(first, tmp_path / f"run{number}")
     begun = time.perf_counter()
     assert len(_listed(tmp_path)) == 100
-    # Under one on an idle machine; other tests' processes may still be ending here.
-    assert time.perf_counter() - begun < 10
+    # A tenth of one on an idle machine; other tests' processes may still be ending here.
+    assert time.perf_counter() - begun < 5
 
 
 def test_a_difference_tells_keys_data_and_figures_and_which_of_them_cannot_be_compared(
     tmp_path: Path,
 ) -> None:
-    first = _begin(tmp_path, "first")
-    second = _begin(tmp_path, "second", learning_rate_per_256=0.001)
+    first = begin_run(tmp_path, "first")
+    second = begin_run(tmp_path, "second", learning_rate_per_256=0.001)
     found = difference(open_storage(first), open_storage(second))
     assert [(row.what, row.second) for row in found.config] == [("training.learning_rate_per_256", 0.001)]
     assert found.data == found.code == found.environment == []
     rows = {row.what: row for row in found.metrics}
     assert (rows["val/probe/auroc"].first, rows["val/probe/auroc"].note) == (0.6, "")
-    other = _begin(tmp_path, "other", fingerprint="sha256:cd")
+    other = begin_run(tmp_path, "other", fingerprint="sha256:cd")
     notes = {row.what: row.note for row in difference(open_storage(first), open_storage(other)).metrics}
     assert notes["val/probe/auroc"] == "not comparable: other data"
     tree = recipe()
@@ -125,7 +112,7 @@ def test_a_difference_tells_keys_data_and_figures_and_which_of_them_cannot_be_co
     notes = {row.what: row.note for row in masked.metrics}
     assert "image.mask_ratio changes what it means" in notes["loss/total"]
     assert notes["val/probe/auroc"] == ""
-    with pytest.raises(UserError, match="no run there"):
+    with pytest.raises(UserError, match="cannot be read"):
         difference(open_storage(first), open_storage(tmp_path / "absent"))
 
 
@@ -147,37 +134,26 @@ def test_a_reproduction_names_what_differs_here(tmp_path: Path) -> None:
         assert words in told
 
 
-def _report(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestration.report", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        timeout=200,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_the_program_lists_compares_and_refuses_in_one_line(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    _begin(runs, "first")
-    _begin(runs, "second", steps=20)
-    code, said = _report(tmp_path)
+    begin_run(runs, "first")
+    begin_run(runs, "second", steps=20)
+    code, said = report(tmp_path)
     assert code == 0
     assert "first" in said
     assert "0.400 @4" in said
-    code, said = _report(tmp_path, "--json", "runs")
-    assert [entry["name"] for entry in json.loads(said)["runs"]] == ["first", "second"]
-    code, said = _report(tmp_path, "--diff", "runs/first", "runs/second")
+    code, said = report(tmp_path, "--json", "runs")
+    listed = [json.loads(line) for line in said.splitlines()]
+    assert [(entry["place"], entry["name"]) for entry in listed] == [("runs", "first"), ("runs", "second")]
+    code, said = report(tmp_path, "--diff", "runs/first", "runs/second")
     assert code == 0
     assert "training.steps" in said
     for arguments, words in (
         (["absent"], "no such folder"),
-        (["--diff", "runs/first"], "two runs are expected"),
+        (["--diff", "runs/first"], "two runs or two searches are expected"),
         (["--reproduce", "runs"], "no run there"),
     ):
-        code, said = _report(tmp_path, *arguments)
+        code, said = report(tmp_path, *arguments)
         assert code == 2
         assert words in said
         assert "Traceback" not in said
@@ -196,7 +172,7 @@ def test_a_run_that_is_made_again_has_equal_figures_bit_for_bit(tmp_path: Path) 
         env={**os.environ, "PYTHONPATH": root},
         timeout=200,
     )
-    code, said = _report(tmp_path, "--reproduce", "runs/first", "--start", "--anyway", "--runs", "again")
+    code, said = report(tmp_path, "--reproduce", "runs/first", "--start", "--anyway", "--runs", "again")
     assert code == 0, said
 
     def figures(run: Path) -> list[dict[str, Any]]:
