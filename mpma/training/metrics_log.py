@@ -26,7 +26,8 @@ class MetricsLog:
     """Appends lines to metrics.jsonl and scalars to TensorBoard. Used by rank 0 alone.
 
     On an object store, which cannot append, lines are gathered here and the file is written whole at
-    `sync`.
+    `sync`, not before: whoever was stopped between taking the run and this object's making would otherwise
+    write over the lines of the one that took it next.
     """
 
     def __init__(self, run: Storage, continue_from_step: int, tensorboard: bool = True) -> None:
@@ -35,9 +36,9 @@ class MetricsLog:
         if continue_from_step == 0:
             lines = []
         self._lines = [_encode(line) for line in lines]
-        run.write(METRICS_FILE, "".join(self._lines).encode())
         self._stream = None
         if run.is_local:
+            run.write(METRICS_FILE, "".join(self._lines).encode())
             path = Path(run.root) / METRICS_FILE
             self._stream = path.open("a", encoding="utf-8")
             self._lines = []

@@ -190,7 +190,7 @@ def test_a_search_that_was_killed_goes_on_on_another_machine_with_equal_decision
     listed = first.runs("orchestration.report", bucket("searches"), "--json")
     shown = second.runs("orchestration.report", bucket("searches"))
     assert listed.wait() == 0, listed.output()
-    (entries,) = json.loads(listed.output()).values()
+    entries = [json.loads(line) for line in listed.output().splitlines()]
     assert [(entry["name"], entry["state"], entry["done"]) for entry in entries] == [
         ("broken", "finished", 4),
         ("unbroken", "finished", 4),
