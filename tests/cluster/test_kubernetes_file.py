@@ -6,6 +6,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from network_hosts import ROOT
@@ -43,6 +44,17 @@ def test_fields_are_those_of_a_ray_job(documents: dict[str, Any]) -> None:
     for group in cluster["workerGroupSpecs"]:
         assert set(group) == GROUP_FIELDS
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_pods_and_policy_fit_the_schema_of_kubernetes(
+    documents: dict[str, Any], pods: list[dict[str, Any]]
+) -> None:
+    newest = kubernetes_validate.latest_version()
+    named = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}}
+    for document in (documents["NetworkPolicy"], *({**named, "spec": pod} for pod in pods)):
+        kubernetes_validate.validate(document, newest, strict=True)  # unknown fields are refused too
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**named, "spec": {**pods[0], "container": []}}, newest, strict=True)
 
 
 def test_ray_is_the_one_of_the_lock_and_wants_a_token(documents: dict[str, Any]) -> None:
