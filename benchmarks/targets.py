@@ -66,6 +66,7 @@ TARGETS: Final[dict[str, Target]] = {
     "ingest/over_bare_loop/png/*": _at_least(0.9, "times the same loop, PNG"),
     "ingest/over_plain_loop/jpeg/*": _at_least(1.5, "times a loop that decodes every JPEG whole"),
     "ingest/memory_growth": _at_most(1.1, "times the memory of the smallest archive, of the largest"),
+    "listing/seconds/*": _at_most(5.0, "seconds to list 1,000 runs of a local folder"),
     "scale/seconds": _at_most(120.0, "seconds: 10 million pairs, 512 workers and 5,000 trials, simulated"),
     "scale/peak_memory": _at_most(2.0, "GiB of the process that simulates them"),
     "scale/order/growth_with_pairs": _at_most(0.2, "is the power of the pairs that a position costs"),
