@@ -49,14 +49,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--gpus", default="8,64", help="comma-separated")
     parser.add_argument("--pairs-per-gpu", type=int, default=256)
-    parser.add_argument("--gpu-pairs-per-second", type=float, default=4_700.0, help="assumption: one alone")
+    parser.add_argument(
+        "--gpu-pairs-per-second",
+        type=float,
+        default=Machine.gpu_pairs_per_second,
+        help="assumption: one alone",
+    )
     parser.add_argument("--bytes-per-pair", type=float, default=100e3, help="assumption")
     parser.add_argument("--decode-seconds", type=float, default=1.4e-3, help="assumption: of a core, a pair")
     parser.add_argument("--storage-bytes", type=float, default=1e9, help="assumption: B/s of one node")
     options = parser.parse_args()
     config = load_config(options.config).config
     model = count(config, 30_000)
-    machine = Machine(options.gpu_pairs_per_second, 50e12, 8, 450e9, 50e9, 1e-6, 5e-6, 2 / 3)
+    machine = Machine(gpu_pairs_per_second=options.gpu_pairs_per_second)
     checkpoint = 3 * 4 * model.trained
     stored = options.pairs * options.bytes_per_pair
     print(

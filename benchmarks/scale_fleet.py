@@ -95,24 +95,6 @@ def written_space(folder: Path, trials: int, objectives: int = 1, **parts: Any) 
     return load_space(folder / "space.yaml")
 
 
-def begun(journal: Journal, loaded: LoadedSpace) -> Journal:
-    """The journal with its first line."""
-    if journal.state.begun is None:
-        journal.append(
-            "begin",
-            version=1,
-            space=loaded.space.resolved(),
-            space_hash=loaded.hash,
-            warm={},
-            config=loaded.base.model_dump(mode="json"),
-            full_steps=loaded.full_steps,
-            first_target=RUNGS[0],
-            data_fingerprint="none",
-            provenance={},
-        )
-    return journal
-
-
 def outcome_of(job: Job, params: dict[str, Any], begin: int, retried: bool) -> tuple[Outcome, float]:
     """What a segment gives, and its seconds on its slot; a pure function of the trial and the segment."""
     draw = random.Random(f"{job.key} {begin} {retried}")
@@ -146,7 +128,9 @@ def search(folder: Path, loaded: LoadedSpace, slots: int, watch: Watch = timed) 
     """
     course = Course()
     storage = open_storage(folder)
-    journal = begun(_TimedJournal(storage, course.syncing), loaded)
+    journal = _TimedJournal(storage, course.syncing)
+    if journal.state.begun is None:
+        journal.begin(loaded, data_fingerprint="none", provenance={}, warm={})
     course.syncing.clear()
     state = journal.state
     display = SearchDisplay(loaded.space, state, dict, "scale")

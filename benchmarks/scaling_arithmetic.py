@@ -67,15 +67,15 @@ class Model:
 class Machine:
     """Assumed speeds."""
 
-    gpu_pairs_per_second: float
-    gpu_flops: float
+    gpu_pairs_per_second: float = 4_700.0
+    gpu_flops: float = 50e12
     """fp32 operations per second of the contrast's products."""
-    node_gpus: int
-    node_bytes: float
-    network_bytes: float
-    node_hop_seconds: float
-    network_hop_seconds: float
-    backward_share: float
+    node_gpus: int = 8
+    node_bytes: float = 450e9
+    network_bytes: float = 50e9
+    node_hop_seconds: float = 1e-6
+    network_hop_seconds: float = 5e-6
+    backward_share: float = 2 / 3
 
     def link(self, workers: int) -> float:
         """Bytes per second of the ring's slowest link."""
@@ -273,14 +273,29 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("recipes/vit_b16.yaml"))
     parser.add_argument("--vocabulary-size", type=int, default=30_000)
     parser.add_argument("--pairs-per-gpu", default="64,256", help="of one step, comma-separated")
-    parser.add_argument("--gpu-pairs-per-second", type=float, default=4_700.0, help="assumption: one alone")
-    parser.add_argument("--gpu-flops", type=float, default=50e12, help="assumption: fp32 of the contrast")
-    parser.add_argument("--node-gpus", type=int, default=8)
-    parser.add_argument("--node-bytes", type=float, default=450e9, help="assumption: B/s in a node")
-    parser.add_argument("--network-bytes", type=float, default=50e9, help="assumption: B/s between nodes")
-    parser.add_argument("--node-hop-seconds", type=float, default=1e-6, help="assumption")
-    parser.add_argument("--network-hop-seconds", type=float, default=5e-6, help="assumption")
-    parser.add_argument("--backward-share", type=float, default=2 / 3, help="of a step's compute")
+    parser.add_argument(
+        "--gpu-pairs-per-second",
+        type=float,
+        default=Machine.gpu_pairs_per_second,
+        help="assumption: one alone",
+    )
+    parser.add_argument(
+        "--gpu-flops", type=float, default=Machine.gpu_flops, help="assumption: fp32 of the contrast"
+    )
+    parser.add_argument("--node-gpus", type=int, default=Machine.node_gpus)
+    parser.add_argument(
+        "--node-bytes", type=float, default=Machine.node_bytes, help="assumption: B/s in a node"
+    )
+    parser.add_argument(
+        "--network-bytes", type=float, default=Machine.network_bytes, help="assumption: B/s between nodes"
+    )
+    parser.add_argument("--node-hop-seconds", type=float, default=Machine.node_hop_seconds, help="assumption")
+    parser.add_argument(
+        "--network-hop-seconds", type=float, default=Machine.network_hop_seconds, help="assumption"
+    )
+    parser.add_argument(
+        "--backward-share", type=float, default=Machine.backward_share, help="of a step's compute"
+    )
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     config = load_config(options.config).config

@@ -260,19 +260,11 @@ class Searching:
     def _begin(self) -> None:
         state, loaded = self.journal.state, self.loaded
         if state.begun is None:
-            rungs = loaded.space.fidelity.rungs(loaded.full_steps)
-            first = loaded.full_steps if loaded.space.scheduler.name == "none" else rungs[0]
             self.folder.make_directory()
             self.folder.write(SPACE_FILE, yaml.safe_dump(self.space.resolved(), sort_keys=False).encode())
-            self.journal.append(
-                "begin",
-                version=1,
-                space=self.space.resolved(),
-                space_hash=loaded.hash,
+            self.journal.begin(
+                loaded,
                 warm=self._warm_start(),
-                config=self.base.model_dump(mode="json"),
-                full_steps=loaded.full_steps,
-                first_target=first,
                 data_fingerprint=self.dataset.fingerprint,
                 provenance=provenance(self.dataset.fingerprint),
             )

@@ -97,18 +97,21 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The directory `name` inside, as a storage of its own."""
-        # An address may end in settings (`?region=...`), which hold for what is inside as well.
-        end = self.location.find("?") if "://" in self.location else -1
-        place, settings = (self.location, "") if end < 0 else (self.location[:end], self.location[end:])
+        place, settings = self._split()
         inside = f"{place.rstrip('/')}/{name}{settings}"
         return Storage(self.filesystem, self.path(name), inside)
 
     def parent(self) -> Storage:
         """The directory that holds this one."""
-        end = self.location.find("?") if "://" in self.location else -1
-        place, settings = (self.location, "") if end < 0 else (self.location[:end], self.location[end:])
+        place, settings = self._split()
         above = place.rstrip("/").rpartition("/")[0] or "."
         return Storage(self.filesystem, self.root.rpartition("/")[0], f"{above}{settings}")
+
+    def _split(self) -> tuple[str, str]:
+        """Where it is, and the settings that an address may end in (`?region=...`), which hold for what is
+        beside and inside as well."""
+        end = self.location.find("?") if "://" in self.location else -1
+        return (self.location, "") if end < 0 else (self.location[:end], self.location[end:])
 
     def names(self) -> list[str]:
         """Names directly inside, sorted; empty where the directory is absent."""

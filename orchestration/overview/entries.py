@@ -18,10 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from mpma.comparability import lower_is_better
-from mpma.config import ExperimentConfig, validate_tree
+from mpma.config import ExperimentConfig
 from mpma.data.storage import Storage
 from mpma.errors import UserError
 from mpma.training.checkpoint import list_checkpoints
@@ -33,6 +31,7 @@ from mpma.training.run_directory import (
     LOCK_FILE,
     PROVENANCE_FILE,
     config_hash,
+    parsed_config,
 )
 from orchestration.overview.searches import best_complete, fingerprint_of, part, read_search, revision_of
 from orchestration.reporting.search_report import REPORT_FILE
@@ -47,10 +46,6 @@ SHOWN_METRICS: Final = {
 
 FOLDERS_AT_A_TIME: Final = 16
 """That are read of an object store."""
-
-# The parser in C takes a tenth of the time, which a thousand runs make seconds; where YAML was built
-# without it the one in Python reads the same.
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,7 @@ def _entry(folder: Storage, inside: Mapping[str, bool]) -> Entry | None:
 
 def stored_config(folder: Storage) -> ExperimentConfig:
     """The configuration of a run. Raises `UserError` where it cannot be read or is a newer version's."""
-    try:
-        # Both loaders are the safe one, in C or in Python.
-        return validate_tree(yaml.load(folder.read(CONFIG_FILE), Loader=_LOADER))  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{CONFIG_FILE} is not YAML") from None
+    return parsed_config(folder.read(CONFIG_FILE))
 
 
 def stored_json(folder: Storage, name: str) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def reproduction(run: Storage, name: str, runs: str) -> Reproduction:
     made = stored_json(run, PROVENANCE_FILE)
     if not made:
         raise UserError(
-            f"{run.location}/{PROVENANCE_FILE}: missing or damaged, so what made the run is unknown"
+            f"{run.described(PROVENANCE_FILE)}: missing or damaged, so what made the run is unknown"
         )
     revision = str(made.get("git_revision") or "")
-    train = ["python", "-m", "orchestration.pretrain", "--config", f"{run.location}/{CONFIG_FILE}"]
+    train = ["python", "-m", "orchestration.pretrain", "--config", run.child(CONFIG_FILE).location]
     train += ["--runs", runs, "--name", name]
     commands = []
     if revision:

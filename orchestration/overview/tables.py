@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,11 +41,11 @@ def show_entries(place: str, entries: Sequence[Entry]) -> None:
 
 
 def _runs_table(place: str, entries: Sequence[Entry]) -> Table:
-    table = Table(
-        title=f"{escape(place)}: best validation figures @ their steps", title_justify="left", pad_edge=False
-    )
+    title = f"{escape(place)}: best validation figures @ their steps"
+    table = Table(title=title, title_justify="left", pad_edge=False, box=SIMPLE_HEAD)
     for heading in ("run", "state", "steps", "pairs/s", *SHOWN_METRICS.values(), "config"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=None)
+        # In a narrow terminal the step goes below its figure; names are never cut.
+        table.add_column(heading, no_wrap=heading not in SHOWN_METRICS.values())
     for entry in entries:
         speed = entry.last.get("pairs_per_second")
         found = (entry.best.get(name) for name in SHOWN_METRICS)
@@ -60,7 +61,7 @@ def _runs_table(place: str, entries: Sequence[Entry]) -> Table:
 
 
 def _searches_table(place: str, entries: Sequence[Entry]) -> Table:
-    table = Table(title=f"{escape(place)}, best complete trials", title_justify="left")
+    table = Table(title=f"{escape(place)}, best complete trials", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("search", "state", "trials", "best", "data"):
         table.add_column(heading, no_wrap=heading not in ("search", "best"), overflow="fold")
     for entry in entries:

@@ -15,13 +15,17 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mpma.data.storage import Storage
 from mpma.errors import UserError
 from mpma.training.metrics_log import full_disk_as_a_line
 from orchestration.search.records import Event, SearchState
+
+if TYPE_CHECKING:
+    from orchestration.search.space import LoadedSpace
 
 JOURNAL_FILE: Final = "journal.jsonl"
 
@@ -74,6 +78,29 @@ class Journal:
         self.count += 1
         self._fold(event, "")
         return event
+
+    def begin(
+        self,
+        loaded: LoadedSpace,
+        *,
+        data_fingerprint: str,
+        provenance: Mapping[str, Any],
+        warm: Mapping[str, Any],
+    ) -> Event:
+        """Write the first line, which says what is searched, around what and on what."""
+        halted = loaded.space.scheduler.name != "none"
+        return self.append(
+            "begin",
+            version=1,
+            space=loaded.space.resolved(),
+            space_hash=loaded.hash,
+            warm=warm,
+            config=loaded.base.model_dump(mode="json"),
+            full_steps=loaded.full_steps,
+            first_target=loaded.space.fidelity.rungs(loaded.full_steps)[0] if halted else loaded.full_steps,
+            data_fingerprint=data_fingerprint,
+            provenance=provenance,
+        )
 
     def _append_object(self, line: bytes) -> None:
         tail = self._tail + line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "nobody",
@@ -20,14 +22,15 @@ CREDENTIALS = {
 
 
 @contextmanager
-def bucket_server() -> Iterator[str]:
-    """The server's address while the block runs."""
+def bucket_server(log: Path | None = None) -> Iterator[str]:
+    """The server's address while the block runs; `log` gets a line for each request before it is answered."""
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
     place = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (log or Path(os.devnull)).open("w") as told:
+        server = subprocess.Popen(command, stdout=told, stderr=told)
     try:
         deadline = time.monotonic() + 60
         while True:

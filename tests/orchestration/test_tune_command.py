@@ -147,18 +147,7 @@ def begun(place: Path, folder: Path) -> Journal:
     """A journal of a search that began on the small space."""
     loaded = load_space(place / "space.yaml", data=str(place / "data"))
     journal = Journal(open_storage(folder))
-    journal.append(
-        "begin",
-        version=1,
-        space=loaded.space.resolved(),
-        space_hash=loaded.hash,
-        warm={},
-        config=loaded.base.model_dump(mode="json"),
-        full_steps=12,
-        first_target=4,
-        data_fingerprint="0",
-        provenance={},
-    )
+    journal.begin(loaded, data_fingerprint="0", provenance={}, warm={})
     return journal
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bucket_server import CREDENTIALS, bucket_server, settings_of
 from overview_samples import SCORE, begin_run, begin_search
 
 from mpma.data.storage import Storage, open_storage
@@ -49,34 +44,11 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    place, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("server") / "requests.log"
-    nobody = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody"}
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("w") as told, pytest.MonkeyPatch.context() as patched:
-        for name, value in {**nobody, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+    log = tmp_path_factory.mktemp("server") / "requests.log"
+    with pytest.MonkeyPatch.context() as patched, bucket_server(log) as place:
+        for name, value in CREDENTIALS.items():
             patched.setenv(name, value)
-        server = subprocess.Popen(command, stdout=told, stderr=told, env={**os.environ, **nobody})
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    request = urllib.request.Request(f"{place}/archive", method="PUT")
-                    request.add_header(
-                        "Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/x"
-                    )
-                    urllib.request.urlopen(request, timeout=10).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    assert server.poll() is None
-                    time.sleep(0.1)
-            yield Bucket(f"?endpoint_override={place}&region=us-east-1", log)
-        finally:
-            server.kill()
-            server.wait()
+        yield Bucket(settings_of(place), log)
 
 
 @pytest.fixture(autouse=True)

@@ -48,19 +48,7 @@ def begun_journal(folder: Path, loaded: LoadedSpace) -> Journal:
     """The search's journal, begun where it is new."""
     journal = Journal(open_storage(folder))
     if journal.state.begun is None:
-        rungs = loaded.space.fidelity.rungs(loaded.full_steps)
-        journal.append(
-            "begin",
-            version=1,
-            space=loaded.space.resolved(),
-            space_hash=loaded.hash,
-            warm={},
-            config=loaded.base.model_dump(mode="json"),
-            full_steps=loaded.full_steps,
-            first_target=loaded.full_steps if loaded.space.scheduler.name == "none" else rungs[0],
-            data_fingerprint="none",
-            provenance={},
-        )
+        journal.begin(loaded, data_fingerprint="none", provenance={}, warm={})
     return journal
 
 
