@@ -189,7 +189,9 @@ class SeveralObjectives(Rung):
     def _ranking(self) -> tuple[dict[int, int], dict[int, int]]:
         """Per trial: its place, and how many surely stay ahead; the former in the order of rank."""
         groups: dict[Group, list[Standing]] = {}
-        for standing in self._standings.values():
+        # By number: among equal values crowding depends on the order of rows, which may not depend on who
+        # reported first, or a search that is continued would rank otherwise than one that was not broken.
+        for standing in sorted(self._standings.values(), key=lambda one: one.number):
             groups.setdefault(standing.group, []).append(standing)
         order: list[int] = []
         ahead: dict[int, int] = {}

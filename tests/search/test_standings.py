@@ -12,7 +12,7 @@ from typing import Any
 
 import promotion_by_definition as definition
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from search_stand_ins import Metric, RungSpace, Story
 
@@ -48,6 +48,7 @@ def same_answers(space: RungSpace, state: SearchState) -> None:
     memory=st.sampled_from([None, 3.0]),
     give_up=st.booleans(),
 )
+@example(seed=1543, scheduler="median", objectives=TWO, trials=None, memory=3.0, give_up=False)
 def test_whatever_happens_every_question_has_the_answer_of_its_definition(
     seed: int,
     scheduler: str,
