@@ -45,14 +45,17 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestration.cluster.connected", lambda *_, **__: nullcontext())
 
 
+# With the second key a patient fills the smallest split of `second`, and is in another one of `first`.
+@pytest.mark.parametrize(("key", "refused"), [("11" * 32, set()), ("5a" * 32, {"b:48", "b:49"})])
 @pytest.mark.usefixtures("no_cluster")
-def test_the_command_adds_and_merges(tmp_path, capsys):
+def test_the_command_adds_and_merges(tmp_path, capsys, key, refused):
     def run(source: str, *roots: Path, **changes: Any) -> dict[str, Any]:
         wanted = request(source, roots[0], changes.pop("out"), tmp_path / "key", **changes)
         names = tuple(map(str, roots))
         ingest_command.execute(ingest_command.Request(**{**vars(wanted), "roots": names}))
         return json.loads(capsys.readouterr().out)
 
+    (tmp_path / "key").write_text(key)
     one, two = table(tmp_path / "one", range(60), "a"), table(tmp_path / "two", range(40, 90), "b")
     first = run("manifest", one, out=tmp_path / "first")
     checked = run("manifest", two, out=tmp_path / "both", onto=str(tmp_path / "first"), check=True)
@@ -64,7 +67,10 @@ def test_the_command_adds_and_merges(tmp_path, capsys):
     assert [step["step"] for step in both["history"]] == ["ingest", "onto"]
     run("manifest", two, out=tmp_path / "second")
     joined = run("merge", tmp_path / "first", tmp_path / "second", out=tmp_path / "joined")
-    assert rows(Dataset.open(tmp_path / "joined")).keys() == rows(Dataset.open(tmp_path / "both")).keys()
+    of_both = rows(Dataset.open(tmp_path / "both")).keys()
+    assert of_both - rows(Dataset.open(tmp_path / "joined")).keys() == refused
+    assert rows(Dataset.open(tmp_path / "joined")).keys() <= of_both
+    assert joined["quarantined"].get("patient_in_two_splits", 0) == len(refused)
     assert joined["candidates"] == 110
     ingest_command.execute(
         request(
