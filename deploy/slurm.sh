@@ -41,6 +41,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
 # a node, and a folder of its own on each node's disk.
 export RAY_USAGE_STATS_ENABLED=0 RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000
 export RAY_health_check_failure_threshold=4 RAY_gcs_rpc_server_reconnect_timeout_s=40
+# A node that is told to end would wait half a minute for work to leave it; here the program has ended first.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 port=$((20000 + SLURM_JOB_ID % 1000 * 10))
 folder=/tmp/ray-$SLURM_JOB_ID
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
